@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Sets up and runs the tests; arguments go to pytest (bash launch/test.sh tests/model -k cache).
+set -euo pipefail
+RESEARCH_EXTRAS="${RESEARCH_EXTRAS:-test}"
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+
+"$PYTHON" -m ruff check research configs tests benchmarks experiments
+exec "$PYTHON" -m pytest "$@"

@@ -1,0 +1,142 @@
+"""A token dataset: a TFDS dataset in array_record format whose records are pages of many thousand tokens.
+
+A random chunk is then a slice of one or two pages, not a search. Each page carries the ends of the documents in it, relative to its start;
+the table of all document ends is read once when a split is opened and kept beside the files. `tfds.builder_from_directory(folder)` reads
+the dataset too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+
+from research.core.errors import UserError
+
+PAGE = 1 << 15  # tokens of a page
+IN_MEMORY = 1 << 26  # a split of up to this many tokens (256 MiB) is read once and kept
+SPLITS = ("train", "valid")
+
+
+def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab_size: int) -> dict[str, dict[str, int]]:
+  """Writes documents of token ids as a TFDS dataset; the folder appears whole or not at all.
+
+  Returns:
+    split -> {'documents', 'tokens'}.
+  """
+  import tensorflow_datasets as tfds
+
+  dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+  counts: dict[str, dict[str, int]] = {}
+
+  class Tokens(tfds.core.GeneratorBasedBuilder):
+    """Pages of tokens."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      raw = dict(shape=(None,), encoding=tfds.features.Encoding.BYTES)
+      features = {"tokens": tfds.features.Tensor(dtype=dtype, **raw), "document_ends": tfds.features.Tensor(dtype=np.int32, **raw)}
+      return tfds.core.DatasetInfo(
+          builder=self, features=tfds.features.FeaturesDict(features), description="Pages of tokens.", disable_shuffling=True
+      )
+
+    def _split_generators(self, dl_manager):
+      del dl_manager
+      return {name: self._generate_examples(name, documents) for name, documents in splits.items()}
+
+    def _generate_examples(self, name, documents):
+      counts[name] = {"documents": 0, "tokens": 0}
+      for number, (tokens, ends) in enumerate(_pages(documents, counts[name])):
+        yield number, {"tokens": tokens.astype(dtype), "document_ends": ends.astype(np.int32)}
+
+  parent = os.path.dirname(os.path.abspath(folder))
+  os.makedirs(parent, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=parent, prefix=".writing-") as scratch:
+    builder = Tokens(data_dir=scratch, file_format="array_record")
+    tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # its messages speak of downloads; who called says what is written
+      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=1))
+    shutil.move(builder.data_dir, folder)
+  return counts
+
+
+def _pages(documents: Iterable[np.ndarray], count: dict[str, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Cuts the documents into pages of PAGE tokens; ends are relative to the page."""
+  held: list[np.ndarray] = []
+  ends: list[int] = []
+  size = 0
+  for document in documents:
+    count["documents"] += 1
+    count["tokens"] += len(document)
+    while size + len(document) >= PAGE:
+      cut = PAGE - size
+      if len(document) == cut:
+        ends.append(PAGE)
+      yield np.concatenate([*held, document[:cut]]), np.array(ends, np.int32)
+      whole, document = len(document) == cut, document[cut:]
+      held, ends, size = [], [], 0
+      if whole:
+        break
+    else:
+      held.append(document)
+      size += len(document)
+      ends.append(size)
+  if size:
+    yield np.concatenate(held), np.array(ends, np.int32)
+
+
+class TokenSplit:
+  """One split of a token dataset, read by token offset."""
+
+  def __init__(self, folder: str, split: str):
+    import tensorflow_datasets as tfds
+
+    self._where = f"{folder} ({split})"
+    try:
+      self._pages = tfds.builder_from_directory(folder).as_data_source(split)
+      self._document_ends = self._ends(os.path.join(folder, f"{split}.document_ends.npy"))
+    except Exception as error:  # whatever the readers raise for a file that was cut off
+      raise self._damaged(error) from error
+    self.tokens = int(self._document_ends[-1]) if len(self._document_ends) else 0
+    self._all = np.concatenate([self._page(i) for i in range(len(self._pages))]) if 0 < self.tokens <= IN_MEMORY else None
+    self._cached_page = functools.lru_cache(maxsize=64)(self._page)
+
+  @property
+  def document_ends(self) -> np.ndarray:
+    """Offsets just past each document, int64, ascending; the last is the number of tokens."""
+    return self._document_ends
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    """Tokens [start, stop), int32."""
+    if self._all is not None:
+      return self._all[start:stop]
+    parts = [self._cached_page(page) for page in range(start // PAGE, -(-stop // PAGE))]
+    first = start // PAGE * PAGE
+    return np.concatenate(parts)[start - first : stop - first] if parts else np.zeros(0, np.int32)
+
+  def _page(self, number: int) -> np.ndarray:
+    try:
+      return np.asarray(self._pages[number]["tokens"]).astype(np.int32)
+    except Exception as error:
+      raise self._damaged(error) from error
+
+  def _ends(self, cache: str) -> np.ndarray:
+    if os.path.isfile(cache):
+      return np.load(cache)
+    ends = [np.asarray(self._pages[i]["document_ends"], np.int64) + i * PAGE for i in range(len(self._pages))]
+    whole = np.concatenate(ends) if ends else np.zeros(0, np.int64)
+    with open(cache + ".tmp", "wb") as file:
+      np.save(file, whole)
+    os.replace(cache + ".tmp", cache)
+    return whole
+
+  def _damaged(self, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:120]
+    return UserError(f"token dataset {self._where} cannot be read ({type(error).__name__}: {reason}): delete that folder and it is written anew.")

@@ -1,0 +1,191 @@
+"""The data component: text sources and a tokenizer become a token dataset, and that becomes rows.
+
+`prepare` trains the tokenizer on the training split and writes one token dataset per source, once; both are found again by a hash of the
+contents and of every key that shapes them. Rows are what an objective's element_spec asks for: `tokens` and `segments`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from research.core.config import Component, component_name, make
+from research.core.errors import UserError
+from research.core.types import Field, Vocab
+from research.data import dataset, stream, tokenizer
+from research.data.packing import Chunks, Packed, whole_chunks
+from research.data.sources import files
+
+BATCH = 256  # documents encoded at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  sources: Mapping[str, Component] = dataclasses.field(default_factory=lambda: {"text": files.Config()})
+  weights: Mapping[str, float] = dataclasses.field(default_factory=dict)  # share of the rows for each source; empty: by their tokens
+  tokenizer: Component = tokenizer.Config()
+  length: int = 256  # tokens of a row that the model sees
+  layout: Literal["chunk", "pack"] = "chunk"  # cut the stream of documents into windows, or put whole documents together
+  isolate: bool = False  # the documents of a row do not see each other
+  append_eos: bool = True  # an end-of-text token after each document
+  prepend_bos: bool = False  # a begin-of-text token before each document
+  seed: int = 0  # of the order of rows
+  directory: str = ""  # where the token dataset is kept; empty: in the workdir
+
+  def __post_init__(self):
+    if self.length < 2:
+      raise ValueError(f"length must be at least 2; got {self.length}")
+    if not self.sources:
+      raise ValueError("sources is empty: name at least one")
+    if self.weights and set(self.weights) != set(self.sources):
+      raise ValueError(f"weights names {sorted(self.weights)}, but sources are {sorted(self.sources)}: give each source its weight")
+    if any(weight <= 0 for weight in self.weights.values()):
+      raise ValueError(f"weights must be positive; got {dict(self.weights)}")
+
+
+class Prepared(NamedTuple):
+  tokenizer: tokenizer.Tokenizer
+  vocab: Vocab
+  digest: str  # of everything that decides which rows come in which order
+  splits: Mapping[str, Mapping[str, dataset.TokenSplit]]  # source -> split -> tokens
+  summary: Mapping[str, Any]  # source -> split -> documents, tokens
+
+
+def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> Prepared:
+  """Trains the tokenizer and writes the token datasets under `directory` (or data.directory), unless they are there.
+
+  Raises:
+    UserError: a source cannot be read, or a dataset that was written is damaged.
+  """
+  folder = cfg.directory or directory
+  sources = {name: make(source) for name, source in cfg.sources.items()}
+  prints = {name: source.fingerprint() for name, source in sources.items()}
+  chosen = tokenizer.load(cfg.tokenizer.path).digest if cfg.tokenizer.path else ""
+  token_folder = os.path.join(folder, "tokenizer-" + _digest(prints, [_splits_of(s) for s in cfg.sources.values()], repr(cfg.tokenizer), chosen))
+  if not os.path.isfile(os.path.join(token_folder, "vocabulary.json")):
+    say(f"training the {cfg.tokenizer.kind} vocabulary")
+    documents = itertools.chain.from_iterable(source.documents("train") for source in sources.values())
+    tokenizer.train(cfg.tokenizer, documents).save(token_folder)
+  tokens = tokenizer.load(token_folder)
+
+  splits, summary, identity = {}, {}, []
+  for name, source in sources.items():
+    key = _digest(prints[name], _splits_of(cfg.sources[name]), tokens.digest, cfg.append_eos, cfg.prepend_bos)
+    identity.append((name, key))
+    where = os.path.join(folder, f"tokens-{key}")
+    if not os.path.isfile(os.path.join(where, "dataset_info.json")):
+      say(f"writing the token dataset of '{name}' to {where}")
+      written = {split: _encoded(source.documents(split), tokens, cfg) for split in dataset.SPLITS}
+      dataset.write(where, written, tokens.vocab.size)
+    splits[name] = {split: dataset.TokenSplit(where, split) for split in dataset.SPLITS}
+    summary[name] = {split: {"documents": len(found.document_ends), "tokens": found.tokens} for split, found in splits[name].items()}
+    for split, count in summary[name].items():
+      if not count["tokens"]:
+        raise UserError(f"data: source '{name}' has no {split} text: give it more documents, or another valid_fraction or split.")
+  rows = (cfg.length, cfg.layout, cfg.isolate, cfg.seed, sorted(cfg.weights.items()))
+  return Prepared(tokens, tokens.vocab, _digest(identity, rows), splits, summary)
+
+
+def _splits_of(source: Any) -> str:
+  """What of a source's config decides its documents; where the files lie does not, their contents are in the fingerprint."""
+  fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(source) if f.name not in ("paths", "valid_paths", "data_dir")}
+  return f"{component_name(source)} {sorted(fields.items())}"
+
+
+def _digest(*parts: Any) -> str:
+  return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _encoded(documents: Iterable[str], tokens: tokenizer.Tokenizer, cfg: Config) -> Iterator[np.ndarray]:
+  before = np.array([tokens.special["bos"]] if cfg.prepend_bos else [], np.int32)
+  after = np.array([tokens.special["eos"]] if cfg.append_eos else [], np.int32)
+  documents = iter(documents)
+  while some := list(itertools.islice(documents, BATCH)):
+    for ids in tokens.encode_batch(some):
+      yield np.concatenate([before, ids, after])
+
+
+# --- rows --------------------------------------------------------------------------------------------------------------------
+
+
+def _width(element_spec: Mapping[str, Field], length: int) -> int:
+  for name in element_spec:
+    if name not in ("tokens", "segments"):
+      raise UserError(f"the objective asks for '{name}' ({element_spec[name].meaning}), which text data does not deliver.")
+  width = element_spec["tokens"].shape[0]
+  if not length <= width < 2 * length:
+    raise UserError(f"the objective asks for rows of {width} tokens, but data.length is {length}.")
+  return width
+
+
+def train_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field]):
+  """Endless rows of the training splits: a pure function of (data.seed, index).
+
+  With layout 'chunk' the grid of windows is shifted anew each epoch, so that no token always stands at the edge of a window.
+  """
+  width, pad = _width(element_spec, cfg.length), prepared.tokenizer.special["pad"]
+  parts, sizes = [], []
+  for number, (name, split) in enumerate((name, splits["train"]) for name, splits in prepared.splits.items()):
+    seed = stream.hashed(cfg.seed, number)
+    if cfg.layout == "pack":
+      packed = Packed(split, width, cfg.length, pad, cfg.isolate)
+      parts.append(stream.Shuffled(lambda epoch, packed=packed: packed, len(packed), seed))
+    else:
+      if split.tokens < width:
+        raise UserError(f"data: source '{name}' has {split.tokens} training tokens, fewer than a row of {width}: lower data.length or add text.")
+      count = whole_chunks(split, width, cfg.length)
+      room = split.tokens - width - (count - 1) * cfg.length  # the grid may shift by so much
+      shifted = lambda epoch, split=split, count=count, room=room, seed=seed: Chunks(
+          split, width, cfg.length, pad, cfg.isolate, stream.hashed(seed, epoch, 1) % (min(room, cfg.length - 1) + 1), count
+      )
+      parts.append(stream.Shuffled(shifted, count, seed))
+    sizes.append(split.tokens)
+  if len(parts) == 1:
+    return parts[0]
+  weights = [cfg.weights[name] for name in prepared.splits] if cfg.weights else sizes
+  return stream.Mixed(parts, weights)
+
+
+def valid_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field]) -> stream.Rows:
+  """The whole validation splits, one source after the other; the last window of each is padded."""
+  return stream.Joined([_covering(splits["valid"], prepared.tokenizer, cfg, element_spec) for splits in prepared.splits.values()])
+
+
+def _covering(split, tokens: tokenizer.Tokenizer, cfg: Config, element_spec: Mapping[str, Field]) -> stream.Rows:
+  width, pad = _width(element_spec, cfg.length), tokens.special["pad"]
+  layout = Packed if cfg.layout == "pack" else Chunks
+  return layout(split, width, cfg.length, pad, cfg.isolate)
+
+
+class _Texts:
+  """Texts encoded in memory, read as a TokenSplit is."""
+
+  def __init__(self, tokens: tokenizer.Tokenizer, cfg: Config, texts: Iterable[str]):
+    documents = list(_encoded(texts, tokens, cfg))
+    self._all = np.concatenate(documents) if documents else np.zeros(0, np.int32)
+    self.document_ends = np.cumsum([len(document) for document in documents], dtype=np.int64)
+    self.tokens = len(self._all)
+
+  def read(self, start: int, stop: int) -> np.ndarray:
+    return self._all[start:stop]
+
+
+def text_rows(tokens: tokenizer.Tokenizer, cfg: Config, texts: Iterable[str], element_spec: Mapping[str, Field]) -> stream.Rows:
+  """Rows that cover the given texts whole."""
+  return _covering(_Texts(tokens, cfg, texts), tokens, cfg, element_spec)
+
+
+def read_texts(path: str) -> list[str]:
+  """The documents of a local file, folder or glob.
+
+  Raises:
+    UserError: as `sources.files`.
+  """
+  return list(files.read_all((path,), files.Config()))

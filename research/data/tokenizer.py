@@ -1,0 +1,235 @@
+"""Tokenizers: bytes, characters, byte-level BPE and WordPiece, trained on the spot or read from a folder.
+
+Every trained vocabulary begins with the same reserved tokens, so that one vocabulary serves every objective. They lie outside the text's
+own pieces: a text that spells `<mask>` is encoded as those six characters.
+
+`word_start` marks a piece that begins a word: for BPE, bytes and characters one whose first byte is white space (white space leads the word
+that follows it); for WordPiece one without the `##` of a continuation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from research.core.errors import UserError
+from research.core.types import Vocab
+
+RESERVED = ("pad", "unk", "bos", "eos", "cls", "sep", "mask", "fim_prefix", "fim_middle", "fim_suffix", *(f"sentinel_{i}" for i in range(100)))
+FIRST = len(RESERVED)  # id of the first piece of text
+UNKNOWN = "[UNK]"  # WordPiece's own name of it
+GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019; splits text before BPE
+WHITE = b" \t\n\r\x0b\x0c"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  kind: Literal["byte", "character", "bpe", "wordpiece"] = "bpe"
+  vocab_size: int = 4096  # entries of a trained bpe or wordpiece vocabulary, reserved ones included
+  lowercase: bool = False  # fold the text to lower case first
+  sample: int = 100_000_000  # characters of the training split that the vocabulary is trained on, at most
+  path: str = ""  # folder of a saved tokenizer to use as it is
+
+
+class Tokenizer:
+  """Text to ids and back; ids below FIRST are reserved and never come out of `encode`, but for `unk`."""
+
+  def __init__(self, kind: str, lowercase: bool, pieces: Sequence[Any], model: Any = None):
+    """`pieces`: what each id from FIRST on stands for: bytes (byte, bpe), a character, or a WordPiece string; `model`: its encoder."""
+    self.kind, self.lowercase, self._pieces, self._model = kind, lowercase, list(pieces), model
+    self.special = {name: i for i, name in enumerate(RESERVED)}
+
+  @functools.cached_property
+  def vocab(self) -> Vocab:
+    word_start = np.zeros(FIRST + len(self._pieces), bool)
+    byte_length = np.zeros(FIRST + len(self._pieces), np.int32)
+    for i, piece in enumerate(self._pieces, start=FIRST):
+      if self.kind == "wordpiece":
+        word_start[i] = not piece.startswith("##")
+        # A piece that begins a word stands for the space before it too; white space of the text itself is lost.
+        byte_length[i] = len(piece.removeprefix("##").encode()) + int(word_start[i])
+      else:
+        raw = piece.encode() if isinstance(piece, str) else piece
+        word_start[i], byte_length[i] = raw[:1] in {WHITE[j : j + 1] for j in range(len(WHITE))}, len(raw)
+    return Vocab(len(word_start), self.special, word_start, byte_length)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    """Sixteen hex digits that name the vocabulary."""
+    pieces = [piece if isinstance(piece, str) else piece.hex() for piece in self._pieces]
+    return hashlib.sha256(json.dumps([self.kind, self.lowercase, pieces, self._merges()]).encode()).hexdigest()[:16]
+
+  def encode(self, text: str) -> np.ndarray:
+    """int32 ids of a text, without added special tokens."""
+    return self.encode_batch([text])[0]
+
+  def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    if self.lowercase:
+      texts = [text.lower() for text in texts]
+    if self.kind == "byte":
+      return [np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32) + FIRST for text in texts]
+    if self.kind == "character":
+      return [self._lookup[np.minimum(_codes(text), len(self._lookup) - 1)] for text in texts]
+    if self.kind == "bpe":
+      return [np.array(ids, np.int32) + FIRST for ids in self._fast.encode_ordinary_batch(list(texts), num_threads=2)]
+    unknown = self._model.token_to_id(UNKNOWN)
+    found = [np.array(item.ids, np.int32) for item in self._model.encode_batch(list(texts), add_special_tokens=False)]
+    return [np.where(ids == unknown, self.special["unk"], ids + FIRST) for ids in found]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """The text of ids; reserved ones are left out, and bytes that are no UTF-8 become U+FFFD."""
+    pieces = [self._pieces[i - FIRST] for i in map(int, ids) if i >= FIRST]
+    if self.kind == "character":
+      return "".join(pieces)
+    if self.kind == "wordpiece":
+      return "".join(piece[2:] if piece.startswith("##") else " " + piece for piece in pieces).strip()
+    return b"".join(pieces).decode("utf-8", "replace")
+
+  def token(self, i: int) -> str:
+    """One id as a person reads it."""
+    if i < FIRST:
+      return f"<{RESERVED[i]}>"
+    piece = self._pieces[i - FIRST]
+    return piece if isinstance(piece, str) else piece.decode("utf-8", "backslashreplace")
+
+  @functools.cached_property
+  def _lookup(self) -> np.ndarray:
+    """Id by code point, one entry past the largest known for all others."""
+    codes = [ord(c) for c in self._pieces]
+    table = np.full(max(codes, default=0) + 2, self.special["unk"], np.int32)
+    table[codes] = np.arange(FIRST, FIRST + len(codes))
+    return table
+
+  @functools.cached_property
+  def _fast(self):
+    """The same merges in tiktoken, which encodes several times faster than the library that trains them."""
+    import tiktoken
+
+    return tiktoken.Encoding("trained", pat_str=GPT2_WORDS, mergeable_ranks={p: i for i, p in enumerate(self._pieces)}, special_tokens={})
+
+  def _merges(self) -> str:
+    return "" if self._model is None else self._model.to_str()
+
+  def save(self, folder: str) -> None:
+    """Writes tokenizer.json (the library's own form, for bpe and wordpiece) and vocabulary.json."""
+    os.makedirs(folder, exist_ok=True)
+    pieces = self._pieces if self.kind == "character" else None
+    with open(os.path.join(folder, "vocabulary.json"), "w", encoding="utf-8") as file:
+      json.dump({"kind": self.kind, "lowercase": self.lowercase, "characters": pieces, "digest": self.digest}, file)
+    if self._model is not None:
+      self._model.save(os.path.join(folder, "tokenizer.json"))
+
+
+def load(folder: str) -> Tokenizer:
+  """A saved tokenizer.
+
+  Raises:
+    UserError: no tokenizer there, or its files do not belong together.
+  """
+  try:
+    with open(os.path.join(folder, "vocabulary.json"), encoding="utf-8") as file:
+      saved = json.load(file)
+    model = None
+    if saved["kind"] in ("bpe", "wordpiece"):
+      from tokenizers import Tokenizer as Model
+
+      model = Model.from_file(os.path.join(folder, "tokenizer.json"))
+    tokenizer = _assemble(saved["kind"], saved["lowercase"], saved["characters"], model)
+  except FileNotFoundError as error:
+    raise UserError(f"no tokenizer in '{folder}': '{error.filename}' is missing.") from error
+  except Exception as error:  # the library raises a bare Exception for a broken file
+    raise UserError(f"the tokenizer in '{folder}' cannot be read: {' '.join(str(error).split())[:160]}.") from error
+  if tokenizer.digest != saved["digest"]:
+    raise UserError(f"the tokenizer in '{folder}' has changed since it was saved (digest {tokenizer.digest}, saved {saved['digest']}): bring the old files back.")
+  return tokenizer
+
+
+def train(cfg: Config, texts: Iterable[str]) -> Tokenizer:
+  """A vocabulary of the most useful pieces of `texts` (or the saved one that cfg.path names).
+
+  BPE: Sennrich et al. 2016, on bytes as in Radford et al. 2019. WordPiece: Schuster and Nakajima 2012, with BERT's splitting.
+
+  Raises:
+    UserError: vocab_size leaves no room for the reserved tokens and the alphabet.
+  """
+  if cfg.path:
+    return load(cfg.path)
+  texts = _sampled(texts, cfg.sample)
+  if cfg.kind == "byte":
+    return _assemble("byte", cfg.lowercase, None, None)
+  if cfg.kind == "character":
+    seen: set[str] = set()
+    for text in texts:
+      seen.update(text.lower() if cfg.lowercase else text)
+    return _assemble("character", cfg.lowercase, sorted(seen), None)
+  least = FIRST + (256 if cfg.kind == "bpe" else 2)
+  if cfg.vocab_size <= least:
+    raise UserError(f"data.tokenizer.vocab_size is {cfg.vocab_size}; a {cfg.kind} vocabulary needs more than {least} entries ({FIRST} are reserved).")
+  return _assemble(cfg.kind, cfg.lowercase, None, _train_model(cfg, texts))
+
+
+def _sampled(texts: Iterable[str], characters: int) -> Iterable[str]:
+  left = characters
+  for text in texts:
+    if left <= 0:
+      return
+    yield text[:left]
+    left -= len(text)
+
+
+def _train_model(cfg: Config, texts: Iterable[str]):
+  from tokenizers import Tokenizer as Model
+  from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+  # In pieces: the trainer counts words of one text at a time, and a single long text would be one job.
+  cut = itertools.chain.from_iterable((text[i : i + 100_000] for i in range(0, len(text), 100_000)) for text in texts)
+  if cfg.kind == "bpe":
+    model = Model(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=cfg.vocab_size - FIRST, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[], show_progress=False
+    )
+    model.train_from_iterator((t.lower() for t in cut) if cfg.lowercase else cut, trainer)
+    return model
+  model = Model(models.WordPiece(unk_token=UNKNOWN))
+  model.normalizer = normalizers.BertNormalizer(lowercase=cfg.lowercase)
+  model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  trainer = trainers.WordPieceTrainer(vocab_size=cfg.vocab_size - FIRST, special_tokens=[UNKNOWN], show_progress=False)
+  model.train_from_iterator(cut, trainer)
+  # Built again without added tokens: a text that spells [UNK] is three pieces.
+  clean = Model(models.WordPiece(vocab=model.get_vocab(), unk_token=UNKNOWN))
+  clean.normalizer, clean.pre_tokenizer = model.normalizer, model.pre_tokenizer
+  return clean
+
+
+def _assemble(kind: str, lowercase: bool, characters: list[str] | None, model: Any) -> Tokenizer:
+  if kind == "byte":
+    return Tokenizer(kind, lowercase, [bytes([b]) for b in range(256)])
+  if kind == "character":
+    return Tokenizer(kind, lowercase, characters)
+  entries = sorted(model.get_vocab().items(), key=lambda item: item[1])
+  pieces = [piece for piece, _ in entries]
+  if kind == "bpe":
+    to_byte = _byte_of_symbol()
+    pieces = [bytes(to_byte[symbol] for symbol in piece) for piece in pieces]
+  return Tokenizer(kind, lowercase, pieces, model)
+
+
+def _byte_of_symbol() -> dict[str, int]:
+  """The printable stand-ins of byte-level BPE (Radford et al. 2019): printable Latin-1 stands for itself, the others from U+0100 on."""
+  plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [b for b in range(256) if b not in plain]
+  return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _codes(text: str) -> np.ndarray:
+  return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)

@@ -1,0 +1,176 @@
+"""Generating text left to right: greedy or sampled, with a KV cache, in one compiled loop.
+
+Each row draws from its own key, so a batch of prompts gives what the prompts give one by one (up to the rounding of batched matmuls).
+The loop can be left and entered again after any number of tokens, which is how text is streamed: the host decides when to look.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core.types import Array, PyTree
+from research.model import transformer
+from research.model.cache import Cache
+from research.model.inputs import Inputs, Projection
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  temperature: float = 1.0  # 0: greedy
+  top_k: int | None = None  # draw from the k likeliest tokens only (Fan et al. 2018)
+  top_p: float = 1.0  # draw from the likeliest tokens that together hold this probability (Holtzman et al. 2020)
+  min_p: float = 0.0  # draw from tokens at least this likely relative to the likeliest (Nguyen et al. 2024)
+
+  def __post_init__(self):
+    if self.temperature < 0:
+      raise ValueError(f"temperature must be at least 0; got {self.temperature}")
+    if self.top_k is not None and self.top_k < 1:
+      raise ValueError(f"top_k must be at least 1; got {self.top_k}")
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f"top_p must lie in (0, 1]; got {self.top_p}")
+    if not 0 <= self.min_p <= 1:
+      raise ValueError(f"min_p must lie in [0, 1]; got {self.min_p}")
+
+
+class State(NamedTuple):
+  """The loop's state: `count` tokens have been drawn into `tokens`."""
+
+  tokens: Array  # int32 [B, N]; `stop` from the first stop token on
+  count: Array  # int32 []
+  done: Array  # bool [B]: a stop token was drawn
+  places: Array  # int32 [B]: position of the next token to be read
+  scores: Array  # float32 [B, V]: of the next token
+  cache: Cache
+  kernel: Array  # [D, V]: the head's kernel, transposed once: a row-major product is faster token by token
+  bias: Array | None
+  keys: Array  # [B]
+
+
+def pick(cfg: Config, scores: Array, keys: Array) -> Array:
+  """One token for each row: float32 scores [B, V], keys [B] -> int32 [B]."""
+  if cfg.temperature == 0:
+    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  return jax.vmap(jax.random.categorical)(keys, filtered(cfg, scores)).astype(jnp.int32)
+
+
+def filtered(cfg: Config, scores: Array) -> Array:
+  """Scores [B, V] over the temperature, −∞ for the tokens that top-k, top-p and min-p, in this order, leave out."""
+  scores = scores / cfg.temperature
+  if cfg.top_k is not None and cfg.top_k < scores.shape[-1]:
+    least = jax.lax.top_k(scores, cfg.top_k)[0][:, -1:]
+    scores = jnp.where(scores < least, -jnp.inf, scores)
+  if cfg.top_p < 1:
+    ranked = jnp.sort(scores, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # a token stays if those before it hold less than top_p
+    kept = jnp.sum(before < cfg.top_p, axis=-1, keepdims=True)
+    least = jnp.take_along_axis(ranked, kept - 1, axis=-1)
+    scores = jnp.where(scores < least, -jnp.inf, scores)
+  if cfg.min_p > 0:
+    scores = jnp.where(scores < jnp.max(scores, axis=-1, keepdims=True) + jnp.log(cfg.min_p), -jnp.inf, scores)
+  return scores
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _prefill(model, head: str, limit: int, params: PyTree, prompt: Array, lengths: Array, key: Array) -> State:
+  B, L = prompt.shape
+  apply = transformer.bind(model)
+  segments = (jnp.arange(L) < lengths[:, None]).astype(jnp.int32)
+  inputs = Inputs(prompt, segments=segments)
+  cache = transformer.empty_cache(model, B, L + limit)
+  output = apply(params, inputs, read={head: lengths[:, None] - 1}, cache=cache)
+  projection: Projection = output.heads[head]
+  return State(
+      tokens=jnp.zeros((B, limit), jnp.int32), count=jnp.zeros((), jnp.int32), done=jnp.zeros((B,), bool), places=lengths,
+      scores=projection.logits()[:, 0], cache=output.cache, kernel=projection.kernel.T.astype(projection.hidden.dtype), bias=projection.bias,
+      keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),
+  )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
+def _continue(model, head: str, cfg: Config, stop: int | None, params: PyTree, state: State, until: Array) -> State:
+  apply = transformer.bind(model)
+
+  def more(state: State) -> Array:
+    return (state.count < until) & ~jnp.all(state.done)
+
+  def step(state: State) -> State:
+    token = pick(cfg, state.scores, jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count))
+    done = state.done
+    if stop is not None:
+      token = jnp.where(done, stop, token)
+      done = done | (token == stop)
+    inputs = Inputs(token[:, None], positions=state.places[:, None])
+    output = apply(params, inputs, read={head: None}, cache=state.cache)
+    hidden = output.heads[head].hidden[:, 0]
+    scores = jnp.matmul(hidden, state.kernel, preferred_element_type=state.scores.dtype)
+    scores = scores if state.bias is None else scores + state.bias
+    tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
+    return state._replace(tokens=tokens, count=state.count + 1, done=done, places=state.places + 1, scores=scores, cache=output.cache)
+
+  return jax.lax.while_loop(more, step, state)
+
+
+class Generator:
+  """Generates from one model.
+
+  With `context`, a text that has grown to that many tokens goes on from the last half of them, read anew: what a model trained on rows of
+  that length can use.
+
+  >>> generator = Generator(model, params, stop=vocab.special["eos"], context=cfg.data.length)
+  >>> for tokens in generator.stream([prompt], Config(top_p=0.9), limit=256, key=jax.random.key(0)): ...
+  """
+
+  def __init__(self, model: transformer.Transformer, params: PyTree, head: str = "lm", stop: int | None = None, context: int | None = None):
+    self._model, self._params = transformer.unrolled(model, params)
+    self._head, self._stop, self._context = head, stop, context
+
+  def stream(self, prompts: list[np.ndarray], cfg: Config, limit: int, key: Array, every: int = 16) -> Iterator[np.ndarray]:
+    """Yields int32 [B, n], the tokens so far, after each `every` more of them, until `limit` or until every row has stopped.
+
+    A row that has drawn the stop token is filled with it.
+    """
+    if not prompts or min(len(prompt) for prompt in prompts) < 1:
+      raise ValueError("every prompt needs at least one token")
+    texts = [np.asarray(prompt, np.int32) for prompt in prompts]
+    drawn = np.zeros((len(prompts), 0), np.int32)
+    while drawn.shape[1] < limit:
+      state, room = self._read(texts, limit - drawn.shape[1], drawn, jax.random.fold_in(key, drawn.shape[1]))
+      count = 0
+      while count < room:
+        until = min(count + every, room)
+        state = _continue(self._model, self._head, cfg, self._stop, self._params, state, np.int32(until))
+        new, count = np.asarray(state.tokens), int(state.count)
+        yield np.concatenate([drawn, new[:, :count]], axis=1)
+        if count < until or bool(jnp.all(state.done)):
+          return
+      drawn = np.concatenate([drawn, new[:, :count]], axis=1)
+      texts = [np.concatenate([text, row[:count]]) for text, row in zip(texts, new)]
+
+  def _read(self, texts: list[np.ndarray], limit: int, drawn: np.ndarray, key: Array) -> tuple[State, int]:
+    """Reads the texts (their ends, where they fill the context); returns the state and how many tokens there is room for."""
+    slots = limit
+    if self._context is not None:
+      half = max(1, self._context // 2)
+      texts = [text if len(text) < self._context else text[-half:] for text in texts]
+      slots = self._context - max(map(len, texts))
+    lengths = np.array([len(text) for text in texts], np.int32)
+    padded = np.zeros((len(texts), lengths.max()), np.int32)
+    for row, text in zip(padded, texts):
+      row[: len(text)] = text
+    state = _prefill(self._model, self._head, slots, self._params, padded, lengths, key)
+    if self._stop is not None:
+      state = state._replace(done=jnp.asarray((drawn == self._stop).any(axis=1)))
+    return state, min(limit, slots)
+
+  def __call__(self, prompts: list[np.ndarray], cfg: Config, limit: int, key: Array) -> np.ndarray:
+    """int32 [B, n ≤ limit]: what `stream` yields last."""
+    *_, tokens = self.stream(prompts, cfg, limit, key, every=limit)
+    return tokens

@@ -1,0 +1,51 @@
+"""The objective's own loss and metrics over a whole split: what training reports as `valid`.
+
+Every row once, each corrupted in one fixed way, the last batch padded, sums divided at the end: the score depends neither on the batch
+size nor on the padding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+
+from research.core.types import Array, Batch, Mean, PyTree
+from research.data import stream
+from research.objectives.base import Objective, corrupted, finish
+from research.parallel import mesh as meshes
+
+
+def make_step(apply: Callable, objective: Objective) -> Callable[[PyTree, Batch, Array, Array], dict[str, Mean]]:
+  """(params, batch, key, step) -> sums over the batch: the loss terms as `loss_<term>`, and metrics; without dropout.
+
+  `key` is fixed for a split, so its rows are corrupted in the same way at every evaluation.
+  """
+
+  def step(params: PyTree, batch: Batch, key: Array, at: Array) -> dict[str, Mean]:
+    example = corrupted(objective, key, batch, at)
+    terms, metrics = objective.loss(apply, params, example, None, False)
+    return {**{f"loss_{term}": mean for term, mean in terms.items()}, **metrics}
+
+  return step
+
+
+def run(step: Callable, params: PyTree, objective: Objective, rows: stream.Rows, batch_size: int, mesh, key: Array, at: Array) -> dict[str, float]:
+  """Loss and metrics over all of `rows`; for a single-term objective `perplexity` = e^loss too.
+
+  Args:
+    step: `make_step`, jitted.
+    batch_size: rows at a time over all processes; a multiple of what the mesh splits rows into.
+    at: the training step, for objectives whose corruption follows a schedule.
+  """
+  total: dict[str, Mean] | None = None
+  count = -(-len(rows) // batch_size)
+  with stream.prefetch(lambda k: stream.batch(rows, k, batch_size, jax.process_index(), jax.process_count()), 0, count) as batches:
+    for batch in batches:
+      sums = step(params, meshes.put(batch, mesh), key, at)
+      total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
+  values = finish(objective, jax.device_get(total))
+  if len(objective.factors) == 1:
+    values["perplexity"] = math.exp(min(values["loss"], 700.0))
+  return values

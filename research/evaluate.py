@@ -1,0 +1,91 @@
+"""Scores a run's checkpoint.
+
+  python -m research.evaluate --workdir=runs/char [--evals=likelihood] [--data=my_text.txt] [--step=2000]
+
+  loss        the objective's loss and metrics over the validation split, as in training
+  likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals
+
+Prints a table and adds the scores to evaluations.json in the workdir.
+"""
+
+from __future__ import annotations
+
+from research.core import startup
+
+if __name__ == "__main__":
+  startup.prepare()
+
+import json
+import os
+from typing import Any
+
+from absl import flags
+
+from research.core.errors import UserError, command, nearest
+from research.core.flags import parse
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_list("evals", None, "what to score: loss, likelihood (default: likelihood where the objective defines one, else loss)", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "a text file to score instead of the validation split", flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "which checkpoint (default: the latest)", flag_values=FLAGS)
+flags.DEFINE_integer("batch_size", 32, "rows at a time; the scores do not depend on it", flag_values=FLAGS)
+
+EVALS = ("loss", "likelihood")
+
+
+def main(arguments: list[str]) -> None:
+  if parse(arguments, FLAGS, __doc__):
+    raise UserError("evaluate takes no --config.… flags: the run's own config.json holds.")
+  if not FLAGS.workdir:
+    raise UserError("--workdir is missing: name the folder of a run.")
+  for name in FLAGS.evals or ():
+    if name not in EVALS:
+      raise UserError(f"no evaluation '{name}'.{nearest(name, EVALS)}")
+  startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
+  scores = evaluate(FLAGS.workdir, FLAGS.evals, FLAGS.data, FLAGS.step, FLAGS.batch_size)
+  print(f"{'evaluation':<12}{'score':<16}{'value':>10}  95 % interval")
+  for name, entry in scores.items():
+    for score, v in entry["scores"].items():
+      interval = f"{v['low']:.4f} … {v['high']:.4f}" if "low" in v else ""
+      print(f"{name:<12}{score:<16}{v['value']:>10.4f}  {interval}".rstrip())
+  print(f"added to {os.path.join(FLAGS.workdir, 'evaluations.json')}")
+
+
+def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int | None, batch_size: int) -> dict[str, Any]:
+  """Runs the evaluations and records them; returns name -> {'scores': {score: {'value', …}}, 'settings': …}."""
+  import jax
+
+  from research.data import text
+  from research.evals import likelihood, loss
+  from research.parallel import mesh as meshes
+  from research.training.restore import restore
+
+  run = restore(workdir, step)
+  evals = evals or (["likelihood"] if run.objective.logprob is not None else ["loss"])
+  if data is None:
+    rows = text.valid_rows(text.prepare(run.cfg.data, os.path.join(workdir, "data")), run.cfg.data, run.objective.element_spec)
+  else:
+    rows = text.text_rows(run.tokenizer, run.cfg.data, text.read_texts(data), run.objective.element_spec)
+  results = {}
+  for name in evals:
+    if name == "likelihood":
+      scores = likelihood.make(likelihood.Config(batch_size), run.objective, run.tokenizer.vocab)(run.apply, run.params, rows)
+    else:
+      mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
+      values = loss.run(jax.jit(loss.make_step(run.apply, run.objective)), run.params, run.objective, rows, batch_size, mesh,
+                        jax.random.key(run.cfg.seed + 1), run.step)  # fmt: skip
+      scores = {score: {"value": value} for score, value in values.items()}
+    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows)}}
+  path = os.path.join(workdir, "evaluations.json")
+  kept = json.load(open(path, encoding="utf-8")) if os.path.isfile(path) else {}  # noqa: SIM115
+  for name, entry in results.items():
+    kept[name if data is None else f"{name} of {data}"] = entry
+  with open(path + ".tmp", "w", encoding="utf-8") as file:
+    json.dump(kept, file, indent=2)
+  os.replace(path + ".tmp", path)
+  return results
+
+
+if __name__ == "__main__":
+  command(main)

@@ -1,0 +1,45 @@
+"""Scaled dot-product attention behind one function: the plain reference that every fused kernel is held against."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from research.core.types import Array
+from research.model.inputs import Sight
+
+
+def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Array | None = None, window: int | None = None,
+           dropout=lambda probabilities: probabilities) -> Array:  # fmt: skip
+  """softmax(scale · q kᵀ + bias) v over the keys that each query sees (Vaswani et al. 2017, section 3.2.1).
+
+  Args:
+    q: [B, L, H, d].
+    k, v: [B, K, G, d] with H a multiple of G: query head h reads key head h // (H/G).
+    sight: the visibility rule's vectors.
+    scale: factor of the scores, usually 1/√d.
+    bias: [B or 1, H, L, K], added to the scaled scores.
+    window: a query sees keys less than this many positions away.
+    dropout: applied to the probabilities.
+
+  Returns:
+    [B, L, H, d]; zero for a query that sees nothing. The softmax is taken in at least float32.
+  """
+  B, L, H, d = q.shape
+  K, G = k.shape[1], k.shape[2]
+  wide = jnp.promote_types(jnp.float32, q.dtype)
+  q_BxGxRxLxd = (q * scale).reshape(B, L, G, H // G, d).transpose(0, 2, 3, 1, 4)
+  k_BxGxKxd, v_BxGxKxd = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+  scores = jnp.einsum("BGRLd,BGKd->BGRLK", q_BxGxRxLxd, k_BxGxKxd, preferred_element_type=wide)
+  if bias is not None:
+    scores = scores + bias.reshape(bias.shape[0], G, H // G, *bias.shape[2:]).astype(wide)
+  mask = sight.mask(window)
+  if mask is not None:
+    mask_Bx1x1xLxK = mask[:, None, None]
+    scores = jnp.where(mask_Bx1x1xLxK, scores, jnp.finfo(wide).min)
+  probabilities = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
+  out = jnp.einsum("BGRLK,BGKd->BGRLd", probabilities, v_BxGxKxd)
+  out_BxLxHxd = out.transpose(0, 3, 1, 2, 4).reshape(B, L, H, d)
+  if mask is not None and (sight.blind or window is not None and sight.kind == "ordered"):
+    out_BxLxHxd = jnp.where(mask.any(-1)[:, :, None, None], out_BxLxHxd, 0)
+  return out_BxLxHxd

@@ -1,0 +1,98 @@
+"""What an objective is: a value, made of pure functions. Model, data and loop do not know which one runs.
+
+The host delivers rows (`element_spec`). Inside the jitted step `corrupt` turns ONE row into an Example, keyed by the row's place in the
+stream, so that masks are fresh every epoch and the same for any batch size, mesh, accumulation or restart. `weights` tells the
+denominator of each loss term before the model has run; `loss` returns each term's sum with that same weight, so sums over
+microbatches and devices average rightly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from research.core.types import Array, Batch, Field, Mean, Metrics
+from research.model.inputs import HeadConfig, Inputs
+
+ROW_AXES = ("length",)
+SEGMENTS_MEANING = "0 where the row is padded, 1, 2, … for the documents packed into it"
+
+
+class Example(NamedTuple):
+  """One corrupted row; vmapped over the batch every array gains the leading axis B."""
+
+  inputs: Inputs
+  targets: Mapping[str, Array]  # term -> what is to be predicted, e.g. int32 [P]
+  weights: Mapping[str, Array]  # term -> weight of each target, float32 [P]; 0 where there is none
+  positions: Mapping[str, Array]  # term -> places of the targets in the row, int32 [P]; absent: every place
+
+
+class Objective(NamedTuple):
+  element_spec: Mapping[str, Field]  # arrays of one row that the host delivers
+  heads: Mapping[str, HeadConfig]  # the heads that it reads; the model is built with exactly these
+  corrupt: Callable[[Array, Mapping[str, Array], Array], Example]  # (key, row, step) -> Example, for one row
+  loss: Callable[..., tuple[dict[str, Mean], Metrics]]  # (apply, params, Example, key, train) -> terms, metrics
+  factors: Mapping[str, float]  # term -> its factor in the sum that is differentiated
+  weights: Callable[[Example], dict[str, Array]] = lambda example: total_weights(example)  # (Example) -> denominator of each term
+  predict: Callable[..., dict[str, Array]] | None = None  # (apply, params, Example) -> answers, for tasks
+  logprob: Callable[..., Array] | None = None  # (apply, params, rows, key) -> log-probability of each row's text
+  causal: bool = False  # it trains left-to-right prediction, so its model can generate
+  whole_batch: bool = False  # a row's loss depends on the other rows (in-batch negatives)
+
+
+def total_weights(example: Example) -> dict[str, Array]:
+  """The sum of the weights of each term: the denominator of a mean over targets."""
+  return {term: jnp.sum(weights) for term, weights in example.weights.items()}
+
+
+def token_metrics(nll: Array, correct: Array, targets: Array, weights: Array, byte_length: Array) -> dict[str, Mean]:
+  """Accuracy, and bits per UTF-8 byte of the targets' text, for arrays [B, P]."""
+  bits = nll / jnp.log(2.0)
+  size = jnp.take(byte_length, targets).astype(jnp.float32) * (weights > 0)
+  return {
+      "accuracy": Mean.of(correct, weights),
+      "bits_per_byte": Mean(jnp.sum(bits * weights), jnp.sum(size)),
+  }
+
+
+def choose(key: Array, candidates: Array, count: Array, slots: int) -> tuple[Array, Array]:
+  """Draws `count` of the places where `candidates` is True, uniformly and without replacement.
+
+  Args:
+    candidates: bool [L].
+    count: int [], at most `slots`.
+    slots: static number of places returned, P.
+
+  Returns:
+    places int32 [P], ascending where they are chosen, and chosen bool [P], True for the first min(count, Σ candidates).
+  """
+  scores = jnp.where(candidates, jax.random.uniform(key, candidates.shape), -1.0)
+  values, places = jax.lax.top_k(scores, slots)
+  chosen = (jnp.arange(slots) < count) & (values >= 0)
+  places = jnp.sort(jnp.where(chosen, places, candidates.shape[0]))
+  chosen = places < candidates.shape[0]
+  return jnp.where(chosen, places, 0).astype(jnp.int32), chosen
+
+
+def row_keys(key: Array, index: Array) -> Array:
+  """One key for each row: key [], uint32 [B, 2] high and low words of the row's index -> keys [B]."""
+  return jax.vmap(lambda words: jax.random.fold_in(jax.random.fold_in(key, words[0]), words[1]))(index)
+
+
+def corrupted(objective: Objective, key: Array, batch: Batch, step: Array) -> Example:
+  """The batch's rows as the objective trains on them; rows that only pad a batch weigh nothing."""
+  example = jax.vmap(objective.corrupt, in_axes=(0, 0, None))(row_keys(key, batch.index), batch.rows, step)
+  weigh = lambda weights: weights * batch.valid.reshape(-1, *[1] * (weights.ndim - 1))
+  return example._replace(weights={term: weigh(weights) for term, weights in example.weights.items()})
+
+
+def finish(objective: Objective, sums: Mapping[str, Mean]) -> dict[str, float]:
+  """Sums over a split as numbers: every Mean divided, and `loss` = Σ factor · mean over the terms `loss_<term>`."""
+  values = {name: float(mean.value()) for name, mean in sums.items()}
+  loss = sum(factor * values[f"loss_{term}"] for term, factor in objective.factors.items())
+  if len(objective.factors) == 1:
+    values.pop(f"loss_{next(iter(objective.factors))}")
+  return {"loss": loss, **values}

@@ -1,0 +1,75 @@
+"""Pretrains or fine-tunes what a config describes.
+
+  python -m research.train --config=configs/shakespeare_char.py --workdir=runs/char [--config.steps=500 …]
+
+Resumes if the workdir holds a run. SIGTERM saves and stops with status 143; the same command then goes on.
+Leaves config.json, metrics.jsonl, summary.json, loss.png, checkpoints/ and TensorBoard events in the workdir.
+"""
+
+from __future__ import annotations
+
+from research.core import startup
+
+if __name__ == "__main__":
+  startup.prepare()
+
+import os
+import signal
+
+from absl import flags
+
+from research.core import config as configs
+from research.core.errors import UserError, command
+from research.core.flags import parse
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("config", None, "config file, with :argument where it takes one", flag_values=FLAGS)
+flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
+flags.DEFINE_string("profile", None, "first:last step of a profiler trace, kept under workdir/profile", flag_values=FLAGS)
+
+
+def main(arguments: list[str]) -> int:
+  overrides = parse(arguments, FLAGS, __doc__)
+  if not FLAGS.workdir:
+    raise UserError("--workdir is missing: name a folder for the run.")
+  source = FLAGS.config or (FLAGS.workdir if os.path.isfile(os.path.join(FLAGS.workdir, "config.json")) else None)
+  if source is None:
+    raise UserError("--config is missing: name a config file, such as configs/shakespeare_char.py.")
+  config = configs.load(source, overrides)
+  startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
+
+  from research.training import loop
+
+  summary = loop.train(config, FLAGS.workdir, profile=_steps(FLAGS.profile))
+  if summary["stopped_by"]:
+    print(f"stopped by {summary['stopped_by']} at step {summary['step']}, saved: the same command goes on from there", flush=True)
+    return 128 + signal.Signals[summary["stopped_by"]].value
+  print(_closing(summary, FLAGS.workdir), flush=True)
+  return 0
+
+
+def _steps(text: str | None) -> range:
+  if text is None:
+    return range(0)
+  first, colon, last = text.partition(":")
+  if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+    raise UserError(f"--profile={text}: write first:last, such as 20:25.")
+  return range(int(first), int(last))
+
+
+def _closing(summary: dict, workdir: str) -> str:
+  """A small table: the last validation beside what a table of token frequencies would score."""
+  valid, base, best = summary["valid"], summary["unigram"], summary["best"]
+  rows = [("", "model", "unigram"), ("loss, nats", f"{valid['loss']:.4f}", f"{base['loss']:.4f}")]
+  if "accuracy" in valid:
+    rows.append(("accuracy", f"{valid['accuracy']:.4f}", f"{base['accuracy']:.4f}"))
+  if "bits_per_byte" in valid:
+    rows.append(("bits per byte", f"{valid['bits_per_byte']:.4f}", f"{base['bits_per_byte']:.4f}"))
+  lines = [f"{a:<14}{b:>10}{c:>10}" for a, b, c in rows]
+  lines.append(f"whole validation split, step {summary['step']} (best {best['valid']['loss']:.4f} at step {best['step']}); "
+               f"{summary['wall_seconds']:.0f} s; see {os.path.join(workdir, 'loss.png')}")  # fmt: skip
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  command(main)

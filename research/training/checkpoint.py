@@ -1,0 +1,176 @@
+"""Checkpoints: a thin file over orbax's CheckpointManager.
+
+A checkpoint holds the train state's arrays and a record (`meta`): the config, its hash, the data's hash and the batch size. Saving runs in
+the background; a checkpoint exists once its folder has its final name, so a run killed in mid-save loses that save only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from typing import Any
+
+import jax
+
+from research.core.errors import UserError
+from research.core.trees import named_leaves
+from research.core.types import PyTree, TrainState
+from research.optim import optimizer
+
+FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  every: int = 500  # steps from one save to the next; the last step is always saved
+  keep: int = 2  # how many of the latest stay
+  keep_every: int | None = None  # steps whose multiples stay for good
+  keep_best: int = 1  # how many with the lowest validation loss stay
+
+
+def _arrays(state: TrainState) -> TrainState:
+  return state.replace(key=jax.random.key_data(state.key))
+
+
+class Checkpoints:
+  """The checkpoints of one workdir."""
+
+  def __init__(self, workdir: str, cfg: Config | None = None):
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    self._ocp = ocp
+    self.folder = os.path.join(os.path.abspath(workdir), FOLDER)
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    if cfg is not None:
+      keep = [policies.LatestN(cfg.keep)]
+      if cfg.keep_best:
+        lowest_last = dict(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, keep_checkpoints_without_metrics=False)
+        keep.append(policies.BestN(n=cfg.keep_best, **lowest_last))
+      if cfg.keep_every:
+        keep.append(policies.EveryNSteps(cfg.keep_every))
+      options = ocp.CheckpointManagerOptions(
+          preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, enable_async_checkpointing=True
+      )
+    elif not os.path.isdir(self.folder):
+      raise UserError(f"no checkpoints in '{workdir}': name the workdir of a run that has saved one.")
+    self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+  def steps(self) -> list[int]:
+    return sorted(self._manager.all_steps())
+
+  def save(self, state: TrainState, meta: dict[str, Any], loss: float | None) -> None:
+    """Starts saving; `loss` is the validation loss at this step, where it was evaluated.
+
+    Raises:
+      UserError: this save or the one before could not be written (a full disk). What was saved before is whole.
+    """
+    args = self._ocp.args
+    step = int(state.step)
+    try:
+      self._manager.save(
+          step, args=args.Composite(state=args.StandardSave(_arrays(state)), meta=args.JsonSave(meta)),
+          metrics=None if loss is None else {"loss": loss},
+      )  # fmt: skip
+    except Exception as error:  # orbax wraps what the file system says in many types
+      raise self._unwritten(error) from error
+
+  def wait(self) -> None:
+    """Until the last save is on disk. Raises as `save` does."""
+    try:
+      self._manager.wait_until_finished()
+      self._manager.check_for_errors()
+    except Exception as error:
+      raise self._unwritten(error) from error
+
+  def close(self) -> None:
+    self.wait()
+    self._manager.close()
+
+  def _unwritten(self, error: Exception) -> Exception:
+    text = str(error)
+    for sign in ("No space left", "ENOSPC", "RESOURCE_EXHAUSTED", "Disk quota", "File too large", "Permission denied", "Read-only file system"):
+      if sign in text:
+        done = self.steps()
+        kept = f"the checkpoint of step {done[-1]} is whole" if done else "nothing was saved before"
+        return UserError(f"checkpoint could not be written to '{self.folder}' ({sign}): free some space and run the same command again; {kept}.")
+    return error
+
+  def meta(self, step: int | None = None) -> dict[str, Any]:
+    """The record of a checkpoint (default: the latest)."""
+    step = self._step(step)
+    path = os.path.join(self.folder, str(step), "meta", "metadata")
+    try:
+      with open(path, encoding="utf-8") as file:
+        return json.load(file)
+    except (OSError, ValueError) as error:
+      raise self._damaged(step, error) from error
+
+  def restore(self, like: TrainState, step: int | None = None) -> TrainState:
+    """The state of a checkpoint (default: the latest), placed as `like`, a state of jax.ShapeDtypeStruct with shardings, says.
+
+    Raises:
+      UserError: there is none, it is damaged, or it holds another model's parameters (the first one that differs is named).
+    """
+    step = self._step(step)
+    target = like.replace(key=jax.eval_shape(jax.random.key_data, like.key))
+    if (sharding := getattr(like.key, "sharding", None)) is not None:
+      target = target.replace(key=jax.ShapeDtypeStruct(target.key.shape, target.key.dtype, sharding=sharding))
+    try:
+      self._compare(step, target)
+      state = self._manager.restore(step, args=self._ocp.args.Composite(state=self._ocp.args.StandardRestore(target))).state
+    except UserError:
+      raise
+    except Exception as error:
+      raise self._damaged(step, error) from error
+    return state.replace(key=jax.random.wrap_key_data(state.key))
+
+  def restore_params(self, step: int | None = None) -> PyTree:
+    """The parameters of a checkpoint (their average, where the run kept one) as nested dicts of numpy arrays, whatever the model."""
+    step = self._step(step)
+    try:
+      import numpy as np
+
+      saved = self._saved(step)
+      target = jax.tree.map(lambda leaf: self._ocp.RestoreArgs(restore_type=np.ndarray), saved)
+      with self._ocp.PyTreeCheckpointer() as reader:
+        tree = reader.restore(os.path.join(self.folder, str(step), "state"), args=self._ocp.args.PyTreeRestore(restore_args=target))
+    except Exception as error:
+      raise self._damaged(step, error) from error
+    average = optimizer.saved_average(tree["opt_state"])
+    return tree["params"] if average is None else average
+
+  def _saved(self, step: int) -> PyTree:
+    """Shapes and types of the arrays in a checkpoint."""
+    with self._ocp.StandardCheckpointer() as reader:
+      return reader.metadata(os.path.join(self.folder, str(step), "state")).item_metadata.tree
+
+  def _compare(self, step: int, target: TrainState) -> None:
+    is_leaf = lambda node: hasattr(node, "shape")
+    saved = {name: tuple(leaf.shape) for name, leaf in _flat(self._saved(step), is_leaf)}
+    wanted = {name: tuple(leaf.shape) for name, leaf in named_leaves(target)}
+    for name in sorted(wanted.keys() | saved.keys()):
+      if wanted.get(name) != saved.get(name):
+        raise UserError(f"checkpoint of step {step} in '{self.folder}' is of another model or optimizer: '{name}' is {saved.get(name, 'absent')} there and "
+                        f"{wanted.get(name, 'absent')} here.")  # fmt: skip
+
+  def _step(self, step: int | None) -> int:
+    steps = self.steps()
+    if not steps:
+      raise UserError(f"no finished checkpoint in '{self.folder}'.")
+    if step is not None and step not in steps:
+      raise UserError(f"no checkpoint of step {step} in '{self.folder}'; there are {', '.join(map(str, steps))}.")
+    return steps[-1] if step is None else step
+
+  def _damaged(self, step: int, error: Exception) -> UserError:
+    others = [s for s in self.steps() if s != step]
+    mend = f"move the folder away to go on from step {others[-1]}" if others else "there is no other; start a new workdir"
+    reason = " ".join(str(error).split())[:160]
+    return UserError(f"checkpoint '{os.path.join(self.folder, str(step))}' is damaged ({type(error).__name__}: {reason}): {mend}.")
+
+
+def _flat(tree: PyTree, is_leaf) -> list[tuple[str, Any]]:
+  from research.core.trees import leaf_name
+
+  return [(leaf_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)]

@@ -1,0 +1,303 @@
+"""The training loop: prepare, restore, step, evaluate, save.
+
+The position of a run is one number, the step. Batch k of the stream, the masks in it and the dropout of step k follow from it and the
+seeds, so a run that was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.core import config as configs
+from research.core import flops
+from research.core.errors import UserError
+from research.core.trees import map_named, named_leaves, size
+from research.core.types import Batch, Mean, PyTree, TrainState
+from research.data import stream, text
+from research.data.unigram import unigram
+from research.model import transformer
+from research.objectives.base import Objective
+from research.optim import guard, optimizer as optimizers
+from research.parallel import mesh as meshes
+from research.parallel.rules import RULES
+from research.evals import loss as loss_eval
+from research.training import experiment, monitor, throughput
+from research.training.checkpoint import Checkpoints
+from research.training.restore import TOKENIZER, check_same
+from research.training.step import make_train_step
+
+
+class Run(NamedTuple):
+  """Everything that a config stands for, built but not started."""
+
+  cfg: experiment.Config
+  prepared: text.Prepared
+  objective: Objective
+  model: transformer.Transformer
+  apply: transformer.Apply
+  optimizer: Any
+  mesh: jax.sharding.Mesh
+  state: TrainState  # of jax.ShapeDtypeStruct, with shardings
+
+
+def build(cfg: experiment.Config, directory: str, say: Callable[[str], None] = print, training: bool = True) -> Run:
+  """Prepares the data and builds objective, model, optimizer and mesh.
+
+  Args:
+    directory: where the token dataset is kept, unless data.directory says otherwise.
+    training: check that the batch fits the mesh.
+  """
+  mesh = meshes.make(cfg.mesh)
+  if training:
+    meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
+  if cfg.model.dtype == "float64" or cfg.model.param_dtype == "float64":
+    jax.config.update("jax_enable_x64", True)
+  prepared = text.prepare(cfg.data, directory, say)
+  objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
+  model = configs.make(cfg.model, prepared.vocab.size, objective.heads, cfg.data.length)
+  try:
+    boxed = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+  except ValueError as error:  # a module's own check of its config
+    raise UserError(f"{error}.") from error
+  optimizer = configs.make(cfg.optimizer, cfg.steps, nn.unbox(boxed))
+  shapes = jax.eval_shape(lambda key: _initial(model, optimizer, key), jax.random.key(0))
+  shardings = meshes.state_shardings(boxed, shapes, mesh)
+  state = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
+  return Run(cfg, prepared, objective, model, transformer.bind(model), optimizer, mesh, state)
+
+
+def _initial(model: transformer.Transformer, optimizer, key) -> TrainState:
+  init_key, run_key = jax.random.split(key)
+  params = nn.unbox(transformer.init(model, init_key))
+  return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), run_key)
+
+
+def initial_state(run: Run) -> TrainState:
+  """A fresh state, every array made where it lives; the same values on every mesh."""
+  shardings = jax.tree.map(lambda s: s.sharding, run.state)
+  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
+    state = jax.jit(lambda key: _initial(run.model, run.optimizer, key), out_shardings=shardings)(jax.random.key(run.cfg.seed))
+    if run.cfg.init_from is None:
+      return state
+    params = _start_params(run)
+    opt_state = jax.jit(run.optimizer.init, out_shardings=shardings.opt_state)(params)  # an average of parameters starts from them too
+    return state.replace(params=params, opt_state=opt_state)
+
+
+def _start_params(run: Run) -> PyTree:
+  """The parameters of `init_from`, placed like the run's own."""
+  saved = Checkpoints(run.cfg.init_from).restore_params()
+  check_same(f"init_from '{run.cfg.init_from}'", saved, run.state.params)
+  source = dict(named_leaves(saved))
+  return map_named(lambda name, leaf: jax.device_put(source[name].astype(leaf.dtype), leaf.sharding), run.state.params)
+
+
+class Stop:
+  """Remembers SIGTERM and SIGINT until the step in flight is done; a second SIGINT interrupts at once."""
+
+  def __init__(self):
+    self.signal: int | None = None
+    self._old: dict[int, Any] = {}
+
+  def __enter__(self):
+    for number in (signal.SIGTERM, signal.SIGINT):
+      try:
+        self._old[number] = signal.signal(number, self._note)
+      except ValueError:  # not in the main thread: whoever runs us there handles signals
+        pass
+    return self
+
+  def _note(self, number, frame):
+    if self.signal is not None and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self.signal = number
+
+  def __exit__(self, *_):
+    for number, old in self._old.items():
+      signal.signal(number, old)
+
+
+def _check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:
+  """Refuses to go on with another experiment under the same name; says what changed harmlessly."""
+  old = configs.flatten(configs.typed(meta["config"]))
+  changes = configs.diff(old, config)
+  for line in changes:
+    key = line.partition(":")[0]
+    if key == "batch_size":
+      raise UserError(f"'{workdir}' was trained with {line.replace(':', '')}: another batch size is another stream of batches; "
+                      "keep it, or start a new workdir (with init_from to keep the weights).")  # fmt: skip
+    if not key.startswith(experiment.RESUMABLE):
+      raise UserError(f"'{workdir}' holds a run with another config ({line}): resume it unchanged, or start a new workdir.")
+  if changes:
+    say("resuming with changes: " + "; ".join(changes))
+
+
+def train(config, workdir: str, say: Callable[[str], None] = print, profile: range = range(0)) -> dict[str, Any]:
+  """Trains to `steps`, resuming whatever `workdir` holds, and returns what it writes to `summary.json`.
+
+  Args:
+    config: a locked ConfigDict of research.training.experiment.
+    workdir: the only folder that is written to (the token dataset goes to data.directory where that is set).
+    say: receives lines for a person.
+    profile: steps whose profiler trace is kept under workdir/profile.
+
+  Raises:
+    UserError: a mistake in the config or data, a damaged checkpoint, a full disk.
+  """
+  started = time.perf_counter()
+  cfg: experiment.Config = configs.typed(config)
+  os.makedirs(workdir, exist_ok=True)
+  checkpoints = Checkpoints(workdir, cfg.checkpoint)
+  meta = checkpoints.meta() if checkpoints.steps() else None
+  if meta is not None:
+    _check_resume(config, workdir, meta, say)
+  run = build(cfg, os.path.join(workdir, "data"), say)
+  if meta is not None and meta["data_hash"] != run.prepared.digest:
+    raise UserError(f"the data of '{workdir}' has changed since step {meta['step']} (hash {meta['data_hash']}, now {run.prepared.digest}): "
+                    "bring the old files back, or start a new workdir.")  # fmt: skip
+  with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:
+    file.write(configs.record(config))
+  run.prepared.tokenizer.save(os.path.join(workdir, TOKENIZER))
+
+  state = initial_state(run) if meta is None else checkpoints.restore(run.state)
+  start, wall_before = int(state.step), 0.0 if meta is None else meta["wall_seconds"]
+  devices = run.mesh.devices.flatten()
+  say(f"{size(state.params):,} parameters · vocabulary {run.prepared.vocab.size} · mesh "
+      + " × ".join(f"{axis} {n}" for axis, n in meshes.shape(run.mesh).items())
+      + f" · {devices[0].device_kind}" + (f" · resumed at step {start}" if meta else ""))  # fmt: skip
+
+  train_rows = text.train_rows(run.prepared, cfg.data, run.objective.element_spec)
+  valid_rows = text.valid_rows(run.prepared, cfg.data, run.objective.element_spec)
+  base = unigram(run.prepared)
+  batch_of = lambda k: meshes.put(stream.batch(train_rows, k, cfg.batch_size, jax.process_index(), jax.process_count()), run.mesh)
+  eval_batch = _eval_batch_size(cfg, run.mesh)
+  eval_key = jax.random.key(cfg.seed + 1)
+  board = monitor.Monitor(workdir, cfg.log, cfg.steps, start, say)
+  valid: dict[str, float] = {}
+  last: dict[str, float] = {}
+  first_step = None
+
+  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, stream.prefetch(batch_of, start, cfg.steps) as batches:
+    update = make_train_step(run.apply, run.objective, run.optimizer, cfg.microbatches)
+    rate = optimizers.learning_rate(cfg.optimizer, cfg.steps)
+
+    def logged(state: TrainState, batch: Batch):
+      made = state.step - guard.skipped(state.opt_state)
+      after, metrics = update(state, batch)
+      return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
+
+    shardings = jax.tree.map(lambda s: s.sharding, run.state)
+    train_step = jax.jit(logged, donate_argnums=0, out_shardings=(shardings, None))
+    eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
+    work, peak, compiled = 0.0, (0.0, ""), None
+    pending: tuple[int, Any] | None = None
+    step, mark, counted = start, time.perf_counter(), 0
+
+    def report() -> None:
+      """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
+      nonlocal pending, mark, counted, last
+      if pending is None:
+        return
+      at, metrics = pending
+      pending = None
+      values = {name: float(m.value() if isinstance(m, Mean) else m) for name, m in jax.device_get(metrics).items()}
+      seconds, mark = time.perf_counter() - mark, time.perf_counter()
+      if counted:
+        values["tokens_per_second"] = counted * cfg.batch_size * cfg.data.length / seconds
+        if peak[0]:
+          values["mfu"] = counted * work / seconds / (peak[0] * devices.size)
+      counted, last = 0, values
+      board.write(at, "train", values)
+
+    for batch in batches:
+      if compiled is None:  # one trace serves the count of operations and the compilation
+        traced = train_step.trace(state, batch)
+        work = flops.count_jaxpr(traced.jaxpr).total
+        compiled = traced.lower().compile()
+      if step in profile and step == profile.start:
+        jax.profiler.start_trace(os.path.join(workdir, "profile"))
+      state, metrics = compiled(state, batch)
+      step, counted = step + 1, counted + 1
+      if step == profile.stop and len(profile):
+        jax.block_until_ready(state)
+        jax.profiler.stop_trace()
+      if first_step is None:
+        jax.block_until_ready(state.step)
+        first_step = time.perf_counter() - started
+        peak = throughput.peak(devices[0])
+        say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices.size / 1e9:,.0f} GFLOP/s ({peak[1]})")
+        mark, counted = time.perf_counter(), 0
+      report()
+      if step % cfg.log.every == 0 or step in (1, cfg.steps):
+        pending = (step, metrics)
+      done, ending = step == cfg.steps, step == cfg.steps or stop.signal is not None
+      evaluate, save = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or ending
+      if not (evaluate or save):
+        continue
+      report()
+      pause = time.perf_counter()
+      loss = None
+      if evaluate:
+        average = optimizers.ema_params(state.opt_state)
+        valid = loss_eval.run(eval_step, state.params if average is None else average, run.objective, valid_rows, eval_batch, run.mesh, eval_key,
+                               state.step)  # fmt: skip
+        loss = valid["loss"]
+        board.write(step, "valid", valid)
+      if save:
+        meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
+                "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "batch_size": cfg.batch_size,
+                "wall_seconds": wall_before + time.perf_counter() - started}  # fmt: skip
+        checkpoints.save(state, meta, loss)
+      mark += time.perf_counter() - pause
+      if ending:
+        break
+  checkpoints.close()
+  board.close()
+
+  summary = _summary(run, config, workdir, step, last, work, devices)
+  summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "unigram": base._asdict(),
+              "skipped": int(guard.skipped(state.opt_state)), "stopped_by": None if step == cfg.steps else signal.Signals(stop.signal).name}  # fmt: skip
+  with open(os.path.join(workdir, "summary.json"), "w", encoding="utf-8") as file:
+    json.dump(summary, file, indent=2)
+  monitor.draw(workdir, os.path.join(workdir, "loss.png"), {"unigram": base.loss})
+  return summary
+
+
+def _eval_batch_size(cfg: experiment.Config, mesh) -> int:
+  """Rows at a time, rounded up to what the mesh can split."""
+  parts = meshes.shape(mesh)["data"] * meshes.shape(mesh)["fsdp"]
+  return -(-(cfg.evaluate.batch_size or cfg.batch_size) // parts) * parts
+
+
+def _summary(run: Run, config, workdir: str, step: int, last: dict[str, float], work: float, devices) -> dict[str, Any]:
+  lines = monitor.read_metrics(workdir)
+  of = lambda split: [{k: v for k, v in line.items() if k != "split"} for line in lines if line["split"] == split]
+  train_lines, valid_lines = of("train"), of("valid")
+  best = min(valid_lines, key=lambda line: line["loss"], default=None)
+  import research
+
+  return {
+      "step": step,
+      "train": train_lines[-1] if train_lines else None,
+      "valid": valid_lines[-1] if valid_lines else None,
+      "best": best and {"step": best["step"], "valid": best},
+      "parameters": size(run.state.params),
+      "tokens": step * run.cfg.batch_size * run.cfg.data.length,
+      "flops": step * work,
+      "tokens_per_second": last.get("tokens_per_second"),
+      "mfu": last.get("mfu"),
+      "device": {"kind": devices[0].device_kind, "count": int(devices.size)},
+      "mesh": meshes.shape(run.mesh),
+      "config_hash": configs.digest(config),
+      "data_hash": run.prepared.digest,
+      "version": research.__version__,
+  }

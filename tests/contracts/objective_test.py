@@ -1,0 +1,179 @@
+"""What every objective promises; a new file in research/objectives joins by lying there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from research.core.types import Batch
+from research.evals import loss as loss_eval
+from research.objectives.base import corrupted
+from research.parallel import mesh as meshes
+from research.training.step import make_train_step
+from tests.contracts import common
+
+each_objective = pytest.mark.parametrize("name", common.OBJECTIVES)
+KEY = jax.random.key(3)
+
+
+def test_the_family_is_found():
+  assert {"causal_lm", "masked_lm"} <= set(common.OBJECTIVES)
+
+
+@each_objective
+def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name):
+  objective, *_ = common.build(name)
+  batch = common.batch(objective, 6)
+  whole = corrupted(objective, KEY, batch, 0)
+  for start in (0, 2, 5):
+    part = corrupted(objective, KEY, jax.tree.map(lambda x: x[start:], batch), 0)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[start:], b), whole, part)
+  later = corrupted(objective, KEY, batch._replace(index=batch.index + np.uint32([1, 0])), 0)
+  same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), whole, later)))
+  deterministic = name == "causal_lm"
+  assert same == deterministic
+
+
+@each_objective
+def test_weights_are_the_denominators_of_the_loss(name):
+  objective, _, params, apply = common.build(name)
+  example = corrupted(objective, KEY, common.batch(objective, 4), 0)
+  terms, metrics = objective.loss(apply, params, example, None, False)
+  weights = objective.weights(example)
+  assert set(terms) == set(weights) == set(objective.factors)
+  for term in terms:
+    assert float(terms[term].weight) == pytest.approx(float(weights[term])) and float(weights[term]) > 0
+  for metric in metrics.values():
+    assert np.isfinite(float(metric.value()))
+
+
+@each_objective
+def test_documents_of_a_packed_row_do_not_see_each_other(name):
+  objective, _, params, apply = common.build(name)
+  batch = common.batch(objective, 4)
+  other = np.where(batch.rows["segments"] == 1, (batch.rows["tokens"] + 5) % 30 + 8, batch.rows["tokens"])
+  read = {head: None for head in objective.heads}
+
+  def second(tokens):
+    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens.astype(np.int32)}), 0)
+    output = apply(params, example.inputs, read=read)
+    logits = jnp.concatenate([output.heads[head].logits() for head in objective.heads], -1)
+    return logits, example.inputs.segments == 2
+
+  (a, where), (b, _) = second(batch.rows["tokens"]), second(other)
+  assert (jnp.abs(a - b).max(-1) > 0)[~where].any(), "the change had no effect at all"
+  np.testing.assert_array_equal(np.asarray(a)[where], np.asarray(b)[where])
+
+
+@each_objective
+def test_packed_loss_is_the_loss_of_the_documents_apart(name):
+  """Sums over a row of two documents equal the sums over two rows of one, given the same corruption."""
+  objective, _, params, apply = common.build(name)
+  batch = common.batch(objective, 3)
+  example = corrupted(objective, KEY, batch, 0)
+  terms, _ = objective.loss(apply, params, example, None, False)
+  apart = {term: 0.0 for term in terms}
+  for segment in (1, 2):
+    here = example.inputs.segments == segment
+    inputs = example.inputs.replace(segments=jnp.where(here, 1, 0))
+    kept = {}
+    for term, weights in example.weights.items():
+      places = example.positions.get(term, jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape))
+      kept[term] = weights * jnp.take_along_axis(here, places, 1)
+    alone, _ = objective.loss(apply, params, example._replace(inputs=inputs, weights=kept), None, False)
+    apart = {term: apart[term] + float(alone[term].total) for term in terms}
+  for term in terms:
+    assert float(terms[term].total) == pytest.approx(apart[term], rel=1e-5)
+
+
+@each_objective
+@pytest.mark.parametrize("parts", [2, 4])
+def test_microbatches_equal_one_batch(name, parts):
+  objective, _, params, apply = common.build(name)
+  batch = common.batch(objective, 8)
+  optimizer = optax.with_extra_args_support(optax.sgd(1.0))  # the change of the parameters is the gradient
+
+  def gradient(microbatches):
+    step = jax.jit(make_train_step(apply, objective, optimizer, microbatches))
+    after, metrics = step(common.state(params, optimizer), batch)
+    return metrics["loss"], jax.tree.map(lambda a, b: a - b, params, after.params)
+
+  (loss, one), (loss_parts, many) = gradient(1), gradient(parts)
+  assert float(loss) == pytest.approx(float(loss_parts), rel=1e-6)
+  norm = optax.tree.norm(one)
+  assert float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, one, many))) <= 1e-5 * float(norm)
+
+
+class Rows:
+  """A finite split in memory."""
+
+  def __init__(self, arrays):
+    self.arrays = arrays
+
+  def __len__(self):
+    return len(self.arrays["tokens"])
+
+  def __getitem__(self, i):
+    return {name: array[i] for name, array in self.arrays.items()}
+
+
+@each_objective
+def test_a_score_does_not_depend_on_the_evaluation_batch(name):
+  objective, _, params, apply = common.build(name, dropout=0.3)
+  split = Rows(common.rows(objective, 13))
+  mesh = meshes.make(meshes.Config(), jax.devices()[:1])
+  step = jax.jit(loss_eval.make_step(apply, objective))
+  scores = [loss_eval.run(step, params, objective, split, size, mesh, KEY, 0) for size in (1, 4, 13, 16)]
+  for other in scores[1:]:
+    assert other == pytest.approx(scores[0], rel=2e-6)
+
+
+@each_objective
+def test_padding_rows_weigh_nothing(name):
+  objective, _, params, apply = common.build(name)
+  batch = common.batch(objective, 4)
+  padded = Batch(batch.rows, batch.index, np.array([True, True, False, False]))
+  step = loss_eval.make_step(apply, objective)
+  short = jax.tree.map(lambda x: x[:2], batch)
+  a, b = step(params, short, KEY, 0), step(params, padded, KEY, 0)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
+
+
+@each_objective
+def test_no_score_depends_on_the_token_it_is_to_predict(name):
+  """Change one token of the text: where the target changes, the scores do not; elsewhere they do."""
+  changes = {"keep_rate": 0.0, "mask_rate": 0.4} if name == "masked_lm" else {}
+  objective, _, params, apply = common.build(name, **changes)
+  batch = common.batch(objective, 3)
+
+  def scores(tokens):
+    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens}), 0)
+    output = apply(params, example.inputs, read={head: example.positions.get(head) for head in objective.heads})
+    return example, {head: np.asarray(output.heads[head].logits()) for head in objective.heads}
+
+  tokens = batch.rows["tokens"]
+  before, was = scores(tokens)
+  own, others = 0, 0
+  for place in range(tokens.shape[1]):
+    changed = tokens.copy()
+    changed[:, place] = np.where(tokens[:, place] > 0, (tokens[:, place] - 7 + 1) % 33 + 7, 0)
+    after, now = scores(changed)
+    for term in before.targets:
+      counts = np.asarray(before.weights[term]) > 0
+      hit = (np.asarray(before.targets[term]) != np.asarray(after.targets[term])) & counts
+      moved = np.abs(now[term] - was[term]).max(-1) > 0
+      assert not (hit & moved).any(), f"the score of a target of '{term}' moved with the token at place {place}, which is that target"
+      own, others = own + hit.sum(), others + (moved & counts & ~hit).sum()
+  assert own > 0 and others > 0
+
+
+@each_objective
+@pytest.mark.parametrize("axes", [dict(data=8), dict(fsdp=2, tensor=2, data=2)], ids=["data8", "fsdp2_tensor2_data2"])
+def test_any_mesh_gives_the_same_losses(name, axes):
+  """Eight steps with dropout; tests/mesh_invariance.py runs fifty on every mesh."""
+  from tests.mesh_invariance import losses
+
+  one, many = losses(name, dict(data=1), 8), losses(name, axes, 8)
+  assert many[0] == pytest.approx(one[0], rel=1e-6)
+  assert np.abs(np.array(one) - many).max() <= 1e-5

@@ -1,0 +1,70 @@
+"""The same losses on every mesh, in full: each objective, fifty steps with dropout, on eight simulated devices.
+
+  python -m tests.mesh_invariance          prints the table
+
+The test suite runs a shorter form (tests/contracts/objective_test.py).
+"""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+if __name__ == "__main__":
+  import os
+  import sys
+
+  if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    os.execv(sys.executable, sys.orig_argv)
+
+from research.core import config as configs
+from research.model import transformer
+from research.optim import optimizer as optimizers
+from research.optim import schedule
+from research.parallel import mesh as meshes
+from research.parallel.rules import RULES
+from research.training.step import make_train_step
+from tests.contracts import common
+
+MESHES = {
+    "1": dict(data=1),
+    "data 8": dict(data=8),
+    "fsdp 8": dict(fsdp=8),
+    "tensor 4 × data 2": dict(tensor=4, data=2),
+    "fsdp 2 × tensor 2 × data 2": dict(fsdp=2, tensor=2, data=2),
+}
+
+
+def losses(name: str, axes: dict[str, int], steps: int) -> list[float]:
+  """The loss of each step on a mesh, from the same state and batches."""
+  objective, model, _, apply = common.build(name, dropout=0.1)
+  mesh = meshes.make(meshes.Config(**{"data": 1, **axes}), jax.devices()[: int(np.prod(list(axes.values())))])
+  cfg = optimizers.Config(schedule=schedule.Config(peak=3e-3, warmup=5))
+  optimizer = configs.make(cfg, steps)
+
+  def initial(key):
+    return common.state(nn.unbox(transformer.init(model, key)), optimizer)
+
+  boxed = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+  shardings = meshes.state_shardings(boxed, jax.eval_shape(initial, jax.random.key(0)), mesh)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    state = jax.jit(initial, out_shardings=shardings)(jax.random.key(0))
+    step = jax.jit(make_train_step(apply, objective, optimizer, 1), donate_argnums=0, out_shardings=(shardings, None))
+    found = []
+    for k in range(steps):
+      state, metrics = step(state, meshes.put(common.batch(objective, 8, seed=k, start=8 * k), mesh))
+      found.append(float(metrics["loss"]))
+  return found
+
+
+def main(steps: int = 50) -> None:
+  print(f"{'objective':<14}{'mesh':<30}{'step 1, relative':>18}{'largest difference':>20}")
+  for name in common.OBJECTIVES:
+    one = losses(name, MESHES["1"], steps)
+    for mesh, axes in MESHES.items():
+      many = one if mesh == "1" else losses(name, axes, steps)
+      print(f"{name:<14}{mesh:<30}{abs(many[0] / one[0] - 1):>18.1e}{np.abs(np.array(one) - many).max():>20.1e}")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,213 @@
+"""Properties of the whole model, each of which a wrong line would break."""
+
+import dataclasses
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.core.trees import named_leaves, size
+from research.model import transformer
+from research.model.attention import grouped
+from research.model.ffn import dense
+from research.model.inputs import HeadConfig, Inputs, positions_within
+from research.model.position import learned, nope, rotary, sinusoidal
+
+SCHEMES = {"sinusoidal": sinusoidal.Config(), "learned": learned.Config(), "rotary": rotary.Config(), "nope": nope.Config()}
+V, L = 23, 12
+
+
+def build(length=L, heads=None, **changes):
+  changes.setdefault("attention", grouped.Config(heads=4, kv_heads=2, qk_norm=True))
+  cfg = transformer.Config(**{"layers": 2, "width": 16, "deviation": 0.3, **changes})
+  model = transformer.make(cfg, V, heads or {"lm": HeadConfig()}, length)
+  params = nn.unbox(transformer.init(model, jax.random.key(0)))
+  # Random values everywhere: zeros and ones would hide a missing bias or scale.
+  leaves, tree = jax.tree.flatten(params)
+  noisy = [leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
+  return model, jax.tree.unflatten(tree, noisy), transformer.bind(model)
+
+
+def tokens(rows=2, length=L, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, V, (rows, length)), jnp.int32)
+
+
+def logits(apply, params, inputs, **kwargs):
+  return apply(params, inputs, read={"lm": None}, **kwargs).heads["lm"].logits()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("norm_place", ["pre", "post"])
+def test_causal_by_gradient(scheme, norm_place):
+  model, params, apply = build(position=SCHEMES[scheme], norm_place=norm_place, norm="layer", norm_bias=True)
+  x = tokens()
+  table = params["embed"]["embedding"]
+
+  def reads(at):  # a probe per place, added to the embeddings through an untied path
+    def f(probe):
+      shifted = jax.tree.map(lambda leaf: leaf, params)
+      shifted["embed"] = {"embedding": jnp.concatenate([table, table[x[0]] + probe])}
+      wide = transformer.make(model.cfg, V + L, model.heads, L)
+      row = V + jnp.arange(L, dtype=jnp.int32)[None]
+      return transformer.bind(wide)(shifted, Inputs(row), read={}).hidden[0, at].sum()
+
+    return jnp.abs(jax.grad(f)(jnp.zeros((L, 16)))).sum(-1)
+
+  for at in (0, 5, L - 1):
+    seen = reads(at)
+    assert (seen[at + 1 :] == 0).all() and (seen[: at + 1] > 0).all()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+def test_with_cache_equals_without(scheme, scan, window):
+  attention = grouped.Config(heads=4, kv_heads=2, qk_norm=True, window=window)
+  model, params, apply = build(position=SCHEMES[scheme], scan=scan, attention=attention)
+  x = tokens()
+  whole = logits(apply, params, Inputs(x))
+  cache, parts = transformer.empty_cache(model, 2, L + 3), []
+  for start, stop in ((0, 5), (5, 6), (6, 10), (10, L)):
+    place = jnp.broadcast_to(jnp.arange(start, stop), (2, stop - start))
+    out = apply(params, Inputs(x[:, start:stop], positions=place), read={"lm": None}, cache=cache)
+    cache = out.cache
+    parts.append(out.heads["lm"].logits())
+  np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
+
+
+def test_ragged_prompts_in_a_cache():
+  model, params, apply = build()
+  x = tokens()
+  lengths = jnp.array([4, 7])
+  segments = (jnp.arange(7) < lengths[:, None]).astype(jnp.int32)
+  out = apply(params, Inputs(x[:, :7], segments=segments), read={"lm": lengths[:, None] - 1}, cache=transformer.empty_cache(model, 2, L))
+  step = apply(params, Inputs(x[:, 7:8], positions=lengths[:, None]), read={"lm": None}, cache=out.cache)
+  for row, n in enumerate((4, 7)):
+    alone = jnp.concatenate([x[row, :n], x[row, 7:8]])[None]
+    want = logits(apply, params, Inputs(alone))
+    np.testing.assert_allclose(out.heads["lm"].logits()[row, 0], want[0, -2], atol=2e-5)
+    np.testing.assert_allclose(step.heads["lm"].logits()[row, 0], want[0, -1], atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_packed_documents_equal_documents_apart(kind, scheme):
+  _, params, apply = build(position=SCHEMES[scheme])
+  x = tokens(1)
+  segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 3])
+  packed = logits(apply, params, Inputs(x, positions=positions_within(segments), segments=segments, kind=kind))
+  for start, stop in ((0, 5), (5, 9)):
+    alone = logits(apply, params, Inputs(x[:, start:stop], kind=kind))
+    np.testing.assert_allclose(packed[:, start:stop], alone, atol=2e-5)
+
+
+def test_positions_within():
+  segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [3, 1, 1, 1, 1, 1, 1]])
+  np.testing.assert_array_equal(positions_within(segments), [[0, 1, 2, 0, 1, 0, 1], [0, 0, 1, 2, 3, 4, 5]])
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_scan_and_remat_change_no_number(remat):
+  model, params, apply = build()
+  x = tokens()
+  scanned = transformer.make(dataclasses.replace(model.cfg, scan=True, remat=remat), V, model.heads, L)
+  blocks = [params["stack"][f"block_{i}"] for i in range(2)]
+  stacked = {**params, "stack": {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}}
+  f = lambda apply: jax.value_and_grad(lambda p: (logits(apply, p, Inputs(x)) ** 2).mean())
+  value, grads = f(apply)(params)
+  value_scanned, grads_scanned = f(transformer.bind(scanned))(stacked)
+  np.testing.assert_allclose(value, value_scanned, rtol=1e-5)
+  for i in range(2):
+    for a, b in zip(jax.tree.leaves(grads["stack"][f"block_{i}"]), jax.tree.leaves(grads_scanned["stack"]["blocks"])):
+      np.testing.assert_allclose(a, b[i], rtol=1e-3, atol=1e-5)
+  plain, apart = transformer.unrolled(scanned, stacked)
+  np.testing.assert_allclose(logits(transformer.bind(plain), apart, Inputs(x)), logits(apply, params, Inputs(x)), atol=1e-5)
+
+
+def test_rotary_scores_depend_on_distance_alone():
+  _, params, apply = build(position=rotary.Config())
+  x = tokens()
+  place = jnp.broadcast_to(jnp.arange(L), x.shape)
+  a, b = (logits(apply, params, Inputs(x, positions=place + shift)) for shift in (0, 17))
+  np.testing.assert_allclose(a, b, atol=5e-5)
+  assert jnp.abs(a - logits(apply, params, Inputs(x, positions=2 * place))).max() > 1e-2
+
+
+def test_sinusoidal_table():
+  at = sinusoidal.Sinusoidal(10000.0).apply({}, jnp.zeros((1, 3, 6)), jnp.array([[0, 1, 50]]), method="embed")[0]
+  angles = np.array([0, 1, 50])[:, None] / 10000 ** (np.arange(3) / 3)
+  np.testing.assert_allclose(at, np.concatenate([np.sin(angles), np.cos(angles)], -1), atol=1e-5)
+
+
+def test_learned_positions_past_the_table_are_seen():
+  _, params, apply = build(position=learned.Config(length=4))
+  assert jnp.isnan(logits(apply, params, Inputs(tokens(1, 6)))[0, 5]).all()
+
+
+def test_heads_read_only_the_given_positions():
+  _, params, apply = build()
+  x = tokens()
+  at = jnp.array([[3, 1], [0, 11]])
+  some = apply(params, Inputs(x), read={"lm": at}).heads["lm"].logits()
+  whole = logits(apply, params, Inputs(x))
+  np.testing.assert_allclose(some, jnp.take_along_axis(whole, at[:, :, None], 1), atol=1e-6)
+
+
+def test_encoder_decoder_sees_the_whole_source_and_only_it():
+  model, params, apply = build(encoder_layers=2)
+  x, source = tokens(), tokens(2, 9, seed=1)
+  inputs = lambda source, segments=None, own=None: Inputs(x, segments=own, source=Inputs(source, kind="full", segments=segments))
+  base = logits(apply, params, inputs(source))
+  changed = logits(apply, params, inputs(source.at[:, 8].set((source[:, 8] + 1) % V)))
+  assert (jnp.abs(base - changed).max(-1) > 0).all()
+  own, mask = jnp.ones_like(x), jnp.ones_like(source).at[:, 8].set(0)
+  a, b = (logits(apply, params, inputs(s, mask, own)) for s in (source, source.at[:, 8].set((source[:, 8] + 1) % V)))
+  np.testing.assert_array_equal(a, b)  # a padded place of the source is not seen
+  memory = model.apply({"params": params}, Inputs(source, kind="full"), method="encode")
+  np.testing.assert_allclose(apply(params, inputs(source), read={"lm": None}, memory=memory).heads["lm"].logits(), base, atol=1e-6)
+
+
+def test_dropout_only_in_training_and_keyed():
+  _, params, apply = build(dropout=0.5, attention=grouped.Config(heads=4, dropout=0.5))
+  x = tokens()
+  run = lambda **kwargs: logits(apply, params, Inputs(x), **kwargs)
+  key = jax.random.key(1)
+  np.testing.assert_array_equal(run(), run(key=key))
+  np.testing.assert_array_equal(run(key=key, train=True), run(key=key, train=True))
+  assert jnp.abs(run(key=key, train=True) - run(key=jax.random.key(2), train=True)).max() > 0.1
+
+
+def test_every_option_has_its_parameters_and_an_effect():
+  base = dict(width=16, layers=1)
+  shapes = {}
+  options = [
+      {}, dict(tie_head=False), dict(token_types=2), dict(embed_norm=True), dict(norm="layer", norm_bias=True), dict(norm_place="post"),
+      dict(attention=grouped.Config(heads=4, bias=True)), dict(ffn=dense.Config(gated=True)), dict(ffn=dense.Config(hidden=24, bias=True)),
+      dict(encoder_layers=1), dict(heads={"lm": HeadConfig(transform=True, bias=True)}),
+  ]  # fmt: skip
+  for changes in options:
+    _, params, _ = build(**{**base, **changes})
+    shapes[str(changes)] = frozenset((name, leaf.shape) for name, leaf in named_leaves(params))
+  for (a, b), (c, d) in itertools.combinations(shapes.items(), 2):
+    assert b != d, f"{a} and {c} make the same parameters"
+  model, params, _ = build(width=16, layers=1, attention=grouped.Config(heads=4))
+  assert size(params) == V * 16 + 4 * 16 * 16 + 8 * 16 * 16 + 3 * 16  # embedding, attention, feed-forward, three norm scales
+
+
+def test_initial_deviations():
+  cfg = transformer.Config(layers=8, width=64, attention=grouped.Config(heads=4))
+  params = nn.unbox(transformer.init(transformer.make(cfg, 500, {"lm": HeadConfig()}, 8), jax.random.key(0)))
+  block = params["stack"]["block_3"]
+  assert float(params["embed"]["embedding"].std()) == pytest.approx(0.02, rel=0.05)
+  assert float(block["feed_forward"]["up"]["kernel"].std()) == pytest.approx(0.02, rel=0.05)
+  assert float(block["feed_forward"]["down"]["kernel"].std()) == pytest.approx(0.02 / 4, rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_activations_follow_dtype_and_scores_stay_wide(dtype):
+  _, params, apply = build(dtype=dtype)
+  out = apply(params, Inputs(tokens()), read={"lm": None})
+  assert out.hidden.dtype == dtype and out.heads["lm"].logits().dtype == jnp.float32
