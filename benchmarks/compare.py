@@ -121,14 +121,18 @@ def quiet_turn(contestant: Contestant, **command: Any) -> dict[str, Any]:
     if foreign <= FOREIGN:
       return answer
     print(f"dropped a turn of '{contestant.name}': others took {foreign:.0%} of the machine", file=sys.stderr, flush=True)
-    while True:
-      total, busy = _machine_ticks()
-      time.sleep(1.0)
-      later, busier = _machine_ticks()
-      if busier - busy <= FOREIGN * (later - total):
-        break
-      if time.monotonic() > end:
-        raise UserError(f"other programs have kept the machine busy for {PATIENCE} s; stop them and try again.")
+    while not _at_rest() and time.monotonic() < end:
+      pass
+    if time.monotonic() > end:
+      raise UserError(f"other programs have kept the machine busy for {PATIENCE} s; stop them and try again.")
+
+
+def _at_rest() -> bool:
+  """Looks at the machine for a second."""
+  total, busy = _machine_ticks()
+  time.sleep(1.0)
+  later, busier = _machine_ticks()
+  return busier - busy <= FOREIGN * (later - total)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

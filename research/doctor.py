@@ -25,7 +25,7 @@ from research.core.flags import parse
 
 FLAGS = flags.FlagValues()
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "ml-collections", "absl-py", "numpy",
-            "array_record", "grain", "tokenizers", "tiktoken", "zstandard", "matplotlib", "rich", "tensorboardX")  # fmt: skip
+            "array_record", "tokenizers", "tiktoken", "zstandard", "matplotlib", "rich", "tensorboardX")  # fmt: skip
 
 
 class Finding(NamedTuple):

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from research.core.config import Component, make as make_component
 from research.core.types import Array, PyTree
@@ -176,7 +177,7 @@ Apply = Callable[..., Output]
 
 
 def make(cfg: Config, vocab_size: int, heads: Mapping[str, HeadConfig], length: int) -> Transformer:
-  return Transformer(cfg, vocab_size, dict(heads), length)
+  return Transformer(cfg, vocab_size, FrozenDict(heads), length)  # frozen: a model is a static argument of compiled functions
 
 
 def init(model: Transformer, key: Array, batch: int = 1) -> PyTree:

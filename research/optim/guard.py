@@ -4,8 +4,8 @@ A skipped update leaves parameters and all inner state (moments, the schedule's 
 so the run goes on as if the batch had not been in its data, and counts it. Nothing of a bad gradient is averaged in.
 
 The choice is a select on every leaf, not a `lax.cond`: elementwise, so it fuses into the update and works in place where the
-state is donated. A conditional is somewhat cheaper on a CPU, but on a GPU the host waits for its predicate before it can launch what
-follows, and the collectives of a sharded update would stand inside a branch.
+state is donated. A conditional is somewhat cheaper on a CPU, but on a GPU the host waits for its predicate before it can launch
+what follows, and the collectives of a sharded update would stand inside a branch.
 """
 
 from __future__ import annotations

@@ -36,6 +36,9 @@ from research.training.restore import TOKENIZER, check_same
 from research.training.step import make_train_step
 
 
+STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
+
+
 class Run(NamedTuple):
   """Everything that a config stands for, built but not started."""
 
@@ -175,6 +178,12 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
       + " × ".join(f"{axis} {n}" for axis, n in meshes.shape(run.mesh).items())
       + f" · {devices[0].device_kind}" + (f" · resumed at step {start}" if meta else ""))  # fmt: skip
 
+  finished = os.path.join(workdir, "summary.json")
+  if start >= cfg.steps and os.path.isfile(finished):
+    say(f"finished at step {start} already")
+    with open(finished, encoding="utf-8") as file:
+      return json.load(file)
+
   train_rows = text.train_rows(run.prepared, cfg.data, run.objective.element_spec)
   valid_rows = text.valid_rows(run.prepared, cfg.data, run.objective.element_spec)
   base = unigram(run.prepared)
@@ -198,7 +207,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     shardings = jax.tree.map(lambda s: s.sharding, run.state)
     train_step = jax.jit(logged, donate_argnums=0, out_shardings=(shardings, None))
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
-    work, peak, compiled = 0.0, (0.0, ""), None
+    work, peak, compiled, skips = 0.0, (0.0, ""), None, []
     pending: tuple[int, Any] | None = None
     step, mark, counted = start, time.perf_counter(), 0
 
@@ -217,11 +226,15 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
           values["mfu"] = counted * work / seconds / (peak[0] * devices.size)
       counted, last = 0, values
       board.write(at, "train", values)
+      skips.append(int(values["skipped"]))
+      if len(skips) > STREAK and skips[-1] - skips[-1 - STREAK] >= STREAK * cfg.log.every:
+        raise UserError(f"the last {skips[-1] - skips[-1 - STREAK]} updates were all skipped (loss or gradient not finite, or above optimizer.spike): lower the "
+                        f"learning rate; checkpoints before step {at} are kept in '{workdir}'.")  # fmt: skip
 
     for batch in batches:
       if compiled is None:  # one trace serves the count of operations and the compilation
         traced = train_step.trace(state, batch)
-        work = flops.count_jaxpr(traced.jaxpr).total
+        work = flops.count_jaxpr(traced.jaxpr).total - _update_flops(run)
         compiled = traced.lower().compile()
       if step in profile and step == profile.start:
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
@@ -270,6 +283,13 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     json.dump(summary, file, indent=2)
   monitor.draw(workdir, os.path.join(workdir, "loss.png"), {"unigram": base.loss})
   return summary
+
+
+def _update_flops(run: Run) -> float:
+  """What the optimizer computes (Muon's matmuls): no work of the model, so no part of its MFU."""
+  params, loss = run.state.params, jax.ShapeDtypeStruct((), jnp.float32)
+  update = lambda grads, state, params, loss: run.optimizer.update(grads, state, params, loss=loss)
+  return flops.count(update, params, run.state.opt_state, params, loss).total
 
 
 def _eval_batch_size(cfg: experiment.Config, mesh) -> int:
