@@ -19,13 +19,16 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import os
+import re
 import sys
+import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from research.core.errors import UserError, nearest
@@ -86,7 +89,7 @@ def use(name: str, **changes: Any) -> "ConfigDict":
   """A complete, locked ConfigDict of the component `name`: its defaults, with `changes`.
 
   Raises:
-    UserError: no such component, no such key (the nearest one is named), or a value of the wrong type.
+    UserError: no such component, or no such key (the nearest one is named). Types are checked by `typed`, once all values are in.
   """
   cls = find(name).Config
   known = {f.name for f in dataclasses.fields(cls)}
@@ -164,14 +167,38 @@ def load(path: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> "Confi
     root = os.path.dirname(os.path.dirname(os.path.abspath(file)))
     if root not in sys.path:  # so that a config file can build on its neighbours: `from configs import base`
       sys.path.append(root)
+    arguments = (argument,) if argument else ()
     try:
       spec.loader.exec_module(module)
       if not hasattr(module, "get_config"):
         raise UserError(f"config file '{file}' defines no get_config().")
-      config = module.get_config(argument) if argument else module.get_config()
+      if not _accepts(module.get_config, arguments):
+        raise UserError(f"config file '{file}' takes no argument: leave out ':{argument}'." if arguments else f"config file '{file}' needs an argument: {file}:ARGUMENT.")
+      config = module.get_config(*arguments)
     except (AttributeError, KeyError) as error:  # a mistyped key on a locked ConfigDict
-      raise UserError(f"config file '{file}': {str(error.args[0]) if error.args else error}") from error
+      raise UserError(f"config file '{file}'{_mistake(error, file)}") from error
+    if not _is_mapping(config):
+      raise UserError(f"get_config() of config file '{file}' returns no config: end it with return use(…).")
   return resolve(config, overrides)
+
+
+def _accepts(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+  try:
+    inspect.signature(function).bind(*arguments)
+  except TypeError:
+    return False
+  return True
+
+
+def _mistake(error: Exception, file: str) -> str:
+  """`, line 12: no key 'peek'. Did you mean 'peak'?`: ml_collections' own message prints the whole config."""
+  frames = list(traceback.walk_tb(error.__traceback__))
+  line = next((f", line {number}" for frame, number in reversed(frames) if frame.f_code.co_filename == file), "")
+  config = next((frame.f_locals["self"] for frame, _ in reversed(frames) if _is_mapping(frame.f_locals.get("self"))), None)
+  key = re.search(r"\w+", str(error).replace("Key ", "", 1)) if config is not None else None
+  if key is None:
+    return f"{line}: {error}."
+  return f"{line}: no key '{key[0]}'.{nearest(key[0], (k for k in config.keys() if k != NAME))}"
 
 
 def resolve(config: "ConfigDict", overrides: Iterable[str] | Mapping[str, Any] = ()) -> "ConfigDict":
@@ -182,17 +209,27 @@ def resolve(config: "ConfigDict", overrides: Iterable[str] | Mapping[str, Any] =
   for path, value in pairs:
     (swaps if isinstance(value, str) and _is_component(config, path, pairs) else keys).append((path, value))
   for path, value in sorted(swaps, key=lambda item: item[0].count(".")):
-    parent, key = _locate(config, path)
-    old = parent[key]
-    family = old[NAME].rpartition(".")[0] if old is not None and NAME in old else ""
-    name = value if "." in value or not family else f"{family}.{value}"
-    _put(parent, key, None if value in ("none", "None") else use(name))
+    _swap(config, path, value)
   for path, value in keys:
     parent, key = _locate(config, path)
     _put(parent, key, value)
   config = flatten(typed(config))
   config.lock()
   return config
+
+
+def _swap(config: "ConfigDict", path: str, value: str) -> None:
+  """Puts the component `value` at `path`; a short name is one of the family of what was there or, for a new entry, lies beside it."""
+  parent, key = _locate(config, path)
+  if value in ("none", "None"):
+    return _put(parent, key, None)
+  near = [parent.get(key), *([] if NAME in parent else parent.values())]
+  family = next((item[NAME].rpartition(".")[0] for item in near if _is_mapping(item) and NAME in item), "")
+  name = value if "." in value or not family else f"{family}.{value}"
+  module = find(name).__name__
+  if family and module.startswith(PACKAGE + ".") and module.removeprefix(PACKAGE + ".").rpartition(".")[0] != family:
+    raise UserError(f"config key '{path}' takes a component of '{family}', which '{name}' is not: there are {', '.join(members(family))}.")
+  _put(parent, key, use(name))
 
 
 def _put(parent: "ConfigDict", key: str, value: Any) -> None:
@@ -221,11 +258,14 @@ def _is_component(config: "ConfigDict", path: str, pairs: list[tuple[str, Any]])
     for outer, value in pairs:  # the path may exist only once an outer component has been swapped
       if path.startswith(outer + ".") and isinstance(value, str):
         changed = config.copy_and_resolve_references()
-        parent, key = _locate(changed, outer)
-        family = parent[key][NAME].rpartition(".")[0] if parent[key] is not None and NAME in parent[key] else ""
-        _put(parent, key, use(value if "." in value or not family else f"{family}.{value}"))
+        _swap(changed, outer, value)
         return _is_component(changed, path, [p for p in pairs if p[0] != outer])
     raise
+  if key == NAME:
+    outer = path.rpartition(".")[0]
+    raise UserError(f"a component is swapped with --config.{outer}=NAME, not by its '{NAME}'." if outer else f"no config key '{NAME}'.")
+  if key not in parent:  # a new entry of a mapping
+    return any(_is_mapping(item) and NAME in item for item in parent.values())
   value = parent[key]
   if value is None and NAME in parent:
     return _annotations(find(parent[NAME]).Config)[key] in (Component, Component | None)
@@ -241,16 +281,12 @@ def _locate(config: "ConfigDict", path: str) -> tuple["ConfigDict", str]:
         where = ".".join(parts[:depth])
         known = [f"{where}.{k}".lstrip(".") for k in parent.keys() if k != NAME] if _is_mapping(parent) else []
         anywhere = [p for p, _ in leaves(config) if p.rpartition(".")[2] == parts[-1]]
-        hint = f" Did you mean '{anywhere[0]}'?" if anywhere and not difflib_close(path, known) else nearest(path, known)
+        hint = f" Did you mean '{anywhere[0]}'?" if anywhere and "Did you mean" not in nearest(path, known) else nearest(path, known)
         raise UserError(f"no config key '{path}'.{hint}")
     if depth == len(parts) - 1:
       return parent, part
     parent = parent[part]
   raise AssertionError(path)
-
-
-def difflib_close(word: str, known: Iterable[str]) -> bool:
-  return "Did you mean" in nearest(word, known)
 
 
 def _is_mapping(value: Any) -> bool:
@@ -316,8 +352,9 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
     if value in arguments:
       return value
     raise UserError(f"config key '{path}' is {value!r}; it must be one of {', '.join(map(repr, arguments))}.")
-  elif origin is tuple and isinstance(value, (tuple, list)):
+  elif origin is tuple and (isinstance(value, (tuple, list)) or arguments == (str, ...) and isinstance(value, str)):
     inner = arguments[0] if arguments else Any
+    value = (value,) if isinstance(value, str) else value  # --config.data.sources.text.paths=my.txt
     return tuple(_coerce(item, inner, f"{path}[{i}]") for i, item in enumerate(value))
   elif origin in (dict, Mapping) or getattr(origin, "__name__", "") == "Mapping":
     if isinstance(value, Mapping):
@@ -331,9 +368,10 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
     return value
   elif hint is bool and isinstance(value, bool):
     return value
-  names = " or ".join(getattr(a, "__name__", str(a)) for a in (arguments or (hint,))) if origin in (Union, types.UnionType) else str(getattr(hint, "__name__", hint))
+  named = lambda hint: {type(None): "none", Component: "a component"}.get(hint) or getattr(hint, "__name__", str(hint))
+  names = " or ".join(map(named, arguments)) if origin in (Union, types.UnionType) else named(hint)
   if origin is tuple:
-    names = "a tuple, written (a, b)"
+    names = "a tuple, written ('a', 'b')" if str in arguments else "a tuple, written (1, 2)"
   raise UserError(f"config key '{path}' must be {names}; got {value!r}.")
 
 
@@ -373,7 +411,12 @@ def read(path: str) -> "ConfigDict":
     raise UserError(f"no config at '{path}': name the workdir of a run.") from error
   except ValueError as error:
     raise UserError(f"'{path}' is not a config record: {error}.") from error
-  config = flatten(typed(plain))
+  if not isinstance(plain, dict) or NAME not in plain:
+    raise UserError(f"'{path}' is not a config record: it names no component.")
+  try:
+    config = flatten(typed(plain))
+  except UserError as error:
+    raise UserError(f"'{path}': {error}") from error
   config.lock()
   return config
 

@@ -1,41 +1,59 @@
 """A token dataset: a TFDS dataset in array_record format whose records are pages of many thousand tokens.
 
 A random chunk is then a slice of one or two pages, not a search. Each page carries the ends of the documents in it, relative to its start;
-the table of all document ends is read once when a split is opened and kept beside the files. `tfds.builder_from_directory(folder)` reads
+the table of all document ends is kept beside the files (without it, it is read from the pages). `tfds.builder_from_directory(folder)` reads
 the dataset too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from research.core.errors import UserError
+from research.core.types import Vocab
 
 PAGE = 1 << 15  # tokens of a page
 IN_MEMORY = 1 << 26  # a split of up to this many tokens (256 MiB) is read once and kept
 SPLITS = ("train", "valid")
 
 
-def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab_size: int) -> dict[str, dict[str, int]]:
+@contextlib.contextmanager
+def arriving(folder: str) -> Iterator[str]:
+  """A scratch folder in which `whole/` is made; it becomes `folder` at the end of the block, in one rename.
+
+  Where another process was faster, its folder stays and ours is dropped: names are hashes of contents, so both hold the same.
+  """
+  parent = os.path.dirname(os.path.abspath(folder))
+  os.makedirs(parent, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=parent, prefix=".writing-") as scratch:
+    yield scratch
+    try:
+      os.rename(os.path.join(scratch, "whole"), folder)
+    except OSError as error:
+      if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+        raise
+
+
+def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab: Vocab) -> None:
   """Writes documents of token ids as a TFDS dataset; the folder appears whole or not at all.
 
-  Returns:
-    split -> {'documents', 'tokens'}.
+  Raises:
+    UserError: a split without tokens, which TFDS cannot hold; and whatever the documents raise.
   """
   import tensorflow_datasets as tfds
 
-  dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
-  counts: dict[str, dict[str, int]] = {}
+  dtype = np.uint16 if vocab.size <= 1 << 16 else np.uint32
+  ends: dict[str, list[np.ndarray]] = {}
 
-  class Tokens(tfds.core.GeneratorBasedBuilder):
+  class Tokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # its name may be taken: one process writes many
     """Pages of tokens."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -44,7 +62,11 @@ def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab_size: i
       raw = dict(shape=(None,), encoding=tfds.features.Encoding.BYTES)
       features = {"tokens": tfds.features.Tensor(dtype=dtype, **raw), "document_ends": tfds.features.Tensor(dtype=np.int32, **raw)}
       return tfds.core.DatasetInfo(
-          builder=self, features=tfds.features.FeaturesDict(features), description="Pages of tokens.", disable_shuffling=True
+          builder=self,
+          features=tfds.features.FeaturesDict(features),
+          description="Pages of tokens.",
+          disable_shuffling=True,
+          metadata=tfds.core.MetadataDict(bytes={}),
       )
 
     def _split_generators(self, dl_manager):
@@ -52,29 +74,36 @@ def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab_size: i
       return {name: self._generate_examples(name, documents) for name, documents in splits.items()}
 
     def _generate_examples(self, name, documents):
-      counts[name] = {"documents": 0, "tokens": 0}
-      for number, (tokens, ends) in enumerate(_pages(documents, counts[name])):
-        yield number, {"tokens": tokens.astype(dtype), "document_ends": ends.astype(np.int32)}
+      ends[name], count = [np.zeros(0, np.int64)], 0
+      for number, (tokens, within) in enumerate(_pages(documents)):
+        ends[name].append(within + np.int64(number * PAGE))
+        count += int(vocab.byte_length[tokens].sum())
+        yield number, {"tokens": tokens.astype(dtype), "document_ends": within}
+      self.info.metadata["bytes"][name] = count
+      if len(ends[name]) == 1:
+        raise UserError(f"token dataset {folder}: split '{name}' has no tokens.")
 
-  parent = os.path.dirname(os.path.abspath(folder))
-  os.makedirs(parent, exist_ok=True)
-  with tempfile.TemporaryDirectory(dir=parent, prefix=".writing-") as scratch:
+  with arriving(folder) as scratch:
     builder = Tokens(data_dir=scratch, file_format="array_record")
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # its messages speak of downloads; who called says what is written
       builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=1))
-    shutil.move(builder.data_dir, folder)
-  return counts
+    for name, found in ends.items():
+      np.save(_table(builder.data_dir, name), np.concatenate(found))
+    os.rename(builder.data_dir, os.path.join(scratch, "whole"))
 
 
-def _pages(documents: Iterable[np.ndarray], count: dict[str, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Cuts the documents into pages of PAGE tokens; ends are relative to the page."""
+def _table(folder: str, split: str) -> str:
+  """The file of all document ends of a split; what the pages say, found without reading them."""
+  return os.path.join(folder, f"{split}.document_ends.npy")
+
+
+def _pages(documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Cuts the documents into pages of PAGE tokens; ends, int32, are relative to the page."""
   held: list[np.ndarray] = []
   ends: list[int] = []
   size = 0
   for document in documents:
-    count["documents"] += 1
-    count["tokens"] += len(document)
     while size + len(document) >= PAGE:
       cut = PAGE - size
       if len(document) == cut:
@@ -100,8 +129,10 @@ class TokenSplit:
 
     self._where = f"{folder} ({split})"
     try:
-      self._pages = tfds.builder_from_directory(folder).as_data_source(split)
-      self._document_ends = self._ends(os.path.join(folder, f"{split}.document_ends.npy"))
+      builder = tfds.builder_from_directory(folder)
+      self.bytes = int(builder.info.metadata["bytes"][split])  # of the text that the tokens stand for
+      self._pages = builder.as_data_source(split)
+      self._document_ends = self._ends(_table(folder, split))
     except Exception as error:  # whatever the readers raise for a file that was cut off
       raise self._damaged(error) from error
     self.tokens = int(self._document_ends[-1]) if len(self._document_ends) else 0
@@ -131,11 +162,7 @@ class TokenSplit:
     if os.path.isfile(cache):
       return np.load(cache)
     ends = [np.asarray(self._pages[i]["document_ends"], np.int64) + i * PAGE for i in range(len(self._pages))]
-    whole = np.concatenate(ends) if ends else np.zeros(0, np.int64)
-    with open(cache + ".tmp", "wb") as file:
-      np.save(file, whole)
-    os.replace(cache + ".tmp", cache)
-    return whole
+    return np.concatenate(ends) if ends else np.zeros(0, np.int64)
 
   def _damaged(self, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:120]

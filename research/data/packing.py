@@ -88,30 +88,42 @@ def plan(lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
   """Best-fit decreasing: which pieces share a row.
 
   Each piece, longest first, goes to the open row with the least room that it still fits (Johnson 1974; fills 0.99 of the rows for text).
+  Pieces of one length are placed together: best fit fills a row with as many of them as go in before it turns to the next row. So the
+  loop runs over lengths, at most `width` of them, and not over pieces.
 
   Returns:
     order: pieces, row by row; ends: where each row ends in `order`.
   """
-  rows: list[list[int]] = []
+  longest_first = np.argsort(-lengths, kind="stable")
+  sizes, counts = np.unique(lengths, return_counts=True)
+  row_of = np.empty(len(lengths), np.int64)  # of the pieces, longest first
+  rows = done = 0
   rooms: list[int] = []  # distinct amounts of room, ascending
-  open_rows: dict[int, list[int]] = {}  # room -> rows that have it
-  for piece in np.argsort(-lengths, kind="stable"):
-    need = int(lengths[piece])
-    at = bisect.bisect_left(rooms, need)
-    if at == len(rooms):
-      row, room = len(rows), width
-      rows.append([])
-    else:
-      room = rooms[at]
-      row = open_rows[room].pop()
-      if not open_rows[room]:
-        del open_rows[room]
-        rooms.pop(at)
-    rows[row].append(int(piece))
-    left = room - need
-    if left:
-      if left not in open_rows:
-        bisect.insort(rooms, left)
-        open_rows[left] = []
-      open_rows[left].append(row)
-  return np.array([piece for row in rows for piece in row], np.int64), np.cumsum([len(row) for row in rows]).astype(np.int64)
+  open_rows: dict[int, list[np.ndarray]] = {}  # room -> rows that have it
+
+  def leave(room: int, these: np.ndarray) -> None:
+    if room and len(these):
+      if room not in open_rows:
+        bisect.insort(rooms, room)
+        open_rows[room] = []
+      open_rows[room].append(these)
+
+  for need, count in zip(sizes[::-1].tolist(), counts[::-1].tolist()):
+    while count:
+      at = bisect.bisect_left(rooms, need)
+      if at < len(rooms):
+        room = rooms.pop(at)
+        found = np.concatenate(open_rows.pop(room))
+      else:
+        room, found = width, np.arange(rows, rows - (-count // (width // need)))
+        rows += len(found)
+      each = room // need
+      used = min(len(found), -(-count // each))
+      placed = min(count, used * each)
+      row_of[done : done + placed] = np.repeat(found[:used], each)[:placed]
+      last = placed - (used - 1) * each  # pieces in the last row, which may have room for more
+      leave(room - each * need, found[: used - 1])
+      leave(room - last * need, found[used - 1 : used])
+      leave(room, found[used:])
+      count, done = count - placed, done + placed
+  return longest_first[np.argsort(row_of, kind="stable")], np.cumsum(np.bincount(row_of, minlength=rows)).astype(np.int64)

@@ -31,7 +31,9 @@ def batch(rows: Rows, k: int, batch_size: int, process_index: int = 0, process_c
 
   The last batch of a finite split is filled up with empty rows (all zero) whose `valid` is False.
   """
-  share = batch_size // process_count
+  share, left_over = divmod(batch_size, process_count)
+  if left_over:
+    raise ValueError(f"a batch of {batch_size} rows cannot be shared evenly by {process_count} processes")
   start = k * batch_size + process_index * share
   end = len(rows) if hasattr(rows, "__len__") else start + share
   found = [rows[i] for i in range(start, min(start + share, end))]
@@ -47,7 +49,7 @@ def batch(rows: Rows, k: int, batch_size: int, process_index: int = 0, process_c
   return Batch(arrays, words, valid)
 
 
-class prefetch:  # noqa: N801: used as a function that is also a context manager
+class prefetch:  # lower case: used as a function that is also a context manager
   """Computes function(start), function(start + 1), … in one background thread, at most `depth` ahead of the reader.
 
   An exception of the function is raised where the value would have been. Leaving the `with` block ends the thread.
@@ -111,6 +113,9 @@ class Permutation:
     self._mask = (1 << self._half) - 1
     self._keys = [int(k) for k in np.random.SeedSequence(words_of(*seed)).generate_state(4, np.uint64)]
 
+  def __len__(self) -> int:
+    return self._n
+
   def __getitem__(self, index: int) -> int:
     value = index
     while True:
@@ -157,27 +162,43 @@ class Shuffled:
 class Mixed:
   """Endless rows from several parts in fixed proportions.
 
-  Row i comes from the part whose count falls furthest behind weight · (i + 1); the pattern repeats after `period` rows, which is why a
-  row's part and its place within that part are arithmetic. Each part is shuffled and repeated before it is mixed, so none runs dry.
+  The pattern repeats after PERIOD rows, which is why a row's part and its place within that part are arithmetic; weights are taken to
+  the nearest 1/PERIOD. Of the first n rows, each part has its share of n to within one row, for every n. Each part is shuffled and
+  repeated before it is mixed, so none runs dry.
+
+  Tijdeman 1980, "The chairman assignment problem": of the parts that may have a row without running ahead, the one that must have it
+  soonest.
   """
 
-  def __init__(self, parts: Sequence[Any], weights: Sequence[float], period: int = 1 << 14):
+  PERIOD = 1 << 14
+
+  def __init__(self, parts: Sequence[Any], weights: Sequence[float]):
     self._parts = list(parts)
-    share = np.array(weights, np.float64) / np.sum(weights)
-    counts = np.zeros(len(share), np.int64)
-    self._which, self._nth = np.zeros(period, np.int64), np.zeros(period, np.int64)
-    for i in range(period):
-      part = int(np.argmax(share * (i + 1) - counts))
-      self._which[i], self._nth[i] = part, counts[part]
-      counts[part] += 1
-    if not counts.all():
-      raise ValueError(f"a weight below 1/{period} of the whole gets no row")
-    self._counts, self._period = counts, period
+    self._counts = apportioned(weights, self.PERIOD)
+    if not self._counts.all():
+      raise ValueError(f"a weight below 1/{self.PERIOD} of the whole may get no row; weights: {list(weights)}")
+    slack = 2 * max(1, len(self._parts) - 1)  # in integers: all times PERIOD · slack
+    given = np.zeros(len(self._parts), np.int64)
+    self._which, self._nth = np.zeros(self.PERIOD, np.int64), np.zeros(self.PERIOD, np.int64)
+    for i in range(self.PERIOD):
+      may = slack * (self._counts * (i + 1) - given * self.PERIOD) >= self.PERIOD
+      soonest = np.where(may, (slack * (given + 1) - 1) / self._counts, np.inf)
+      part = int(np.argmin(soonest))
+      self._which[i], self._nth[i] = part, given[part]
+      given[part] += 1
 
   def __getitem__(self, index: int) -> Row:
-    turn, place = divmod(index, self._period)
+    turn, place = divmod(index, self.PERIOD)
     part = int(self._which[place])
     return self._parts[part][turn * int(self._counts[part]) + int(self._nth[place])]
+
+
+def apportioned(weights: Sequence[float], total: int) -> np.ndarray:
+  """Whole numbers in proportion to the weights that add up to `total`, int64: largest remainders get what rounding down leaves."""
+  exact = np.array(weights, np.float64) / np.sum(weights) * total
+  counts = np.floor(exact).astype(np.int64)
+  counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+  return counts
 
 
 class Joined:

@@ -55,7 +55,7 @@ class Prepared(NamedTuple):
   vocab: Vocab
   digest: str  # of everything that decides which rows come in which order
   splits: Mapping[str, Mapping[str, dataset.TokenSplit]]  # source -> split -> tokens
-  summary: Mapping[str, Any]  # source -> split -> documents, tokens
+  summary: Mapping[str, Any]  # source -> split -> documents, tokens, bytes
 
 
 def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> Prepared:
@@ -70,9 +70,10 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
   chosen = tokenizer.load(cfg.tokenizer.path).digest if cfg.tokenizer.path else ""
   token_folder = os.path.join(folder, "tokenizer-" + _digest(prints, [_splits_of(s) for s in cfg.sources.values()], repr(cfg.tokenizer), chosen))
   if not os.path.isfile(os.path.join(token_folder, "vocabulary.json")):
-    say(f"training the {cfg.tokenizer.kind} vocabulary")
-    documents = itertools.chain.from_iterable(source.documents("train") for source in sources.values())
-    tokenizer.train(cfg.tokenizer, documents).save(token_folder)
+    say(f"taking the vocabulary of {cfg.tokenizer.path}" if cfg.tokenizer.path else f"training the {cfg.tokenizer.kind} vocabulary")
+    trained = tokenizer.train(cfg.tokenizer, _in_turn([source.documents("train") for source in sources.values()]))
+    with dataset.arriving(token_folder) as scratch:
+      trained.save(os.path.join(scratch, "whole"))
   tokens = tokenizer.load(token_folder)
 
   splits, summary, identity = {}, {}, []
@@ -82,15 +83,35 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
     where = os.path.join(folder, f"tokens-{key}")
     if not os.path.isfile(os.path.join(where, "dataset_info.json")):
       say(f"writing the token dataset of '{name}' to {where}")
-      written = {split: _encoded(source.documents(split), tokens, cfg) for split in dataset.SPLITS}
-      dataset.write(where, written, tokens.vocab.size)
+      dataset.write(where, {split: _encoded(_some(source, name, split), tokens, cfg) for split in dataset.SPLITS}, tokens.vocab)
     splits[name] = {split: dataset.TokenSplit(where, split) for split in dataset.SPLITS}
-    summary[name] = {split: {"documents": len(found.document_ends), "tokens": found.tokens} for split, found in splits[name].items()}
-    for split, count in summary[name].items():
-      if not count["tokens"]:
-        raise UserError(f"data: source '{name}' has no {split} text: give it more documents, or another valid_fraction or split.")
+    summary[name] = {
+        split: {"documents": len(found.document_ends), "tokens": found.tokens, "bytes": found.bytes} for split, found in splits[name].items()
+    }
   rows = (cfg.length, cfg.layout, cfg.isolate, cfg.seed, sorted(cfg.weights.items()))
   return Prepared(tokens, tokens.vocab, _digest(identity, rows), splits, summary)
+
+
+def _in_turn(parts: Iterable[Iterator[str]]) -> Iterator[str]:
+  """One document of each part after the other, so that a sample from the front holds something of all."""
+  parts = list(parts)
+  while parts:
+    left = []
+    for part in parts:
+      for document in itertools.islice(part, 1):
+        yield document
+        left.append(part)
+    parts = left
+
+
+def _some(source: Any, name: str, split: str) -> Iterator[str]:
+  """The documents of a split, of which there must be one."""
+  empty = True
+  for document in source.documents(split):
+    empty = empty and not document
+    yield document
+  if empty:
+    raise UserError(f"data: source '{name}' has no {split} text: give it more documents, or another valid_fraction or split.")
 
 
 def _splits_of(source: Any) -> str:
@@ -142,14 +163,18 @@ def train_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field
         raise UserError(f"data: source '{name}' has {split.tokens} training tokens, fewer than a row of {width}: lower data.length or add text.")
       count = whole_chunks(split, width, cfg.length)
       room = split.tokens - width - (count - 1) * cfg.length  # the grid may shift by so much
-      shifted = lambda epoch, split=split, count=count, room=room, seed=seed: Chunks(
-          split, width, cfg.length, pad, cfg.isolate, stream.hashed(seed, epoch, 1) % (min(room, cfg.length - 1) + 1), count
+      shifts = stream.Permutation(min(room, cfg.length - 1) + 1, (seed, 0, 1))  # each comes once before one comes again
+      shifted = lambda epoch, split=split, count=count, shifts=shifts: Chunks(
+          split, width, cfg.length, pad, cfg.isolate, shifts[epoch % len(shifts)], count
       )
       parts.append(stream.Shuffled(shifted, count, seed))
     sizes.append(split.tokens)
   if len(parts) == 1:
     return parts[0]
   weights = [cfg.weights[name] for name in prepared.splits] if cfg.weights else sizes
+  for name, count in zip(prepared.splits, stream.apportioned(weights, stream.Mixed.PERIOD)):
+    if not count:
+      raise UserError(f"data: source '{name}' has less than 1/{stream.Mixed.PERIOD} of the rows, too few to mix in: raise its share in data.weights.")
   return stream.Mixed(parts, weights)
 
 

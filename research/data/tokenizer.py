@@ -35,7 +35,7 @@ class Config:
   kind: Literal["byte", "character", "bpe", "wordpiece"] = "bpe"
   vocab_size: int = 4096  # entries of a trained bpe or wordpiece vocabulary, reserved ones included
   lowercase: bool = False  # fold the text to lower case first
-  sample: int = 100_000_000  # characters of the training split that the vocabulary is trained on, at most
+  sample: int = 100_000_000  # characters of the training split that a bpe or wordpiece vocabulary is trained on, at most
   path: str = ""  # folder of a saved tokenizer to use as it is
 
 
@@ -54,10 +54,11 @@ class Tokenizer:
     for i, piece in enumerate(self._pieces, start=FIRST):
       if self.kind == "wordpiece":
         word_start[i] = not piece.startswith("##")
-        # A piece that begins a word stands for the space before it too; white space of the text itself is lost.
+        # The text's white space is lost: a piece that begins a word counts one byte for the space before it. So a sum is too large
+        # by one for each punctuation mark, which stands without a space, and too small where the text has more than one.
         byte_length[i] = len(piece.removeprefix("##").encode()) + int(word_start[i])
       else:
-        raw = piece.encode() if isinstance(piece, str) else piece
+        raw = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else piece
         word_start[i], byte_length[i] = raw[:1] in {WHITE[j : j + 1] for j in range(len(WHITE))}, len(raw)
     return Vocab(len(word_start), self.special, word_start, byte_length)
 
@@ -80,9 +81,8 @@ class Tokenizer:
       return [self._lookup[np.minimum(_codes(text), len(self._lookup) - 1)] for text in texts]
     if self.kind == "bpe":
       return [np.array(ids, np.int32) + FIRST for ids in self._fast.encode_ordinary_batch(list(texts), num_threads=2)]
-    unknown = self._model.token_to_id(UNKNOWN)
     found = [np.array(item.ids, np.int32) for item in self._model.encode_batch(list(texts), add_special_tokens=False)]
-    return [np.where(ids == unknown, self.special["unk"], ids + FIRST) for ids in found]
+    return [np.where(ids == 0, self.special["unk"], ids + FIRST - 1) for ids in found]  # the model's own id 0 is UNKNOWN
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids; reserved ones are left out, and bytes that are no UTF-8 become U+FFFD."""
@@ -122,10 +122,10 @@ class Tokenizer:
     """Writes tokenizer.json (the library's own form, for bpe and wordpiece) and vocabulary.json."""
     os.makedirs(folder, exist_ok=True)
     pieces = self._pieces if self.kind == "character" else None
-    with open(os.path.join(folder, "vocabulary.json"), "w", encoding="utf-8") as file:
-      json.dump({"kind": self.kind, "lowercase": self.lowercase, "characters": pieces, "digest": self.digest}, file)
     if self._model is not None:
       self._model.save(os.path.join(folder, "tokenizer.json"))
+    with open(os.path.join(folder, "vocabulary.json"), "w", encoding="utf-8") as file:
+      json.dump({"kind": self.kind, "lowercase": self.lowercase, "characters": pieces, "digest": self.digest}, file)
 
 
 def load(folder: str) -> Tokenizer:
@@ -162,7 +162,6 @@ def train(cfg: Config, texts: Iterable[str]) -> Tokenizer:
   """
   if cfg.path:
     return load(cfg.path)
-  texts = _sampled(texts, cfg.sample)
   if cfg.kind == "byte":
     return _assemble("byte", cfg.lowercase, None, None)
   if cfg.kind == "character":
@@ -173,7 +172,7 @@ def train(cfg: Config, texts: Iterable[str]) -> Tokenizer:
   least = FIRST + (256 if cfg.kind == "bpe" else 2)
   if cfg.vocab_size <= least:
     raise UserError(f"data.tokenizer.vocab_size is {cfg.vocab_size}; a {cfg.kind} vocabulary needs more than {least} entries ({FIRST} are reserved).")
-  return _assemble(cfg.kind, cfg.lowercase, None, _train_model(cfg, texts))
+  return _assemble(cfg.kind, cfg.lowercase, None, _train_model(cfg, _sampled(texts, cfg.sample)))
 
 
 def _sampled(texts: Iterable[str], characters: int) -> Iterable[str]:
@@ -203,7 +202,7 @@ def _train_model(cfg: Config, texts: Iterable[str]):
   model = Model(models.WordPiece(unk_token=UNKNOWN))
   model.normalizer = normalizers.BertNormalizer(lowercase=cfg.lowercase)
   model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  trainer = trainers.WordPieceTrainer(vocab_size=cfg.vocab_size - FIRST, special_tokens=[UNKNOWN], show_progress=False)
+  trainer = trainers.WordPieceTrainer(vocab_size=cfg.vocab_size - FIRST + 1, special_tokens=[UNKNOWN], show_progress=False)
   model.train_from_iterator(cut, trainer)
   # Built again without added tokens: a text that spells [UNK] is three pieces.
   clean = Model(models.WordPiece(vocab=model.get_vocab(), unk_token=UNKNOWN))
@@ -221,6 +220,10 @@ def _assemble(kind: str, lowercase: bool, characters: list[str] | None, model: A
   if kind == "bpe":
     to_byte = _byte_of_symbol()
     pieces = [bytes(to_byte[symbol] for symbol in piece) for piece in pieces]
+  elif pieces[0] == UNKNOWN:
+    pieces = pieces[1:]  # it is the reserved `unk`
+  else:
+    raise ValueError(f"its first piece is '{pieces[0]}', not '{UNKNOWN}'")
   return Tokenizer(kind, lowercase, pieces, model)
 
 

@@ -1,6 +1,7 @@
 """Generating text left to right: greedy or sampled, with a KV cache, in one compiled loop.
 
-Each row draws from its own key, so a batch of prompts gives what the prompts give one by one (up to the rounding of batched matmuls).
+The n-th token of row i is drawn with a key made of i and n, so a row does not depend on the prompts beside it (up to the rounding of
+batched matmuls), nor on how often one looks.
 The loop can be left and entered again after any number of tokens, which is how text is streamed: the host decides when to look.
 """
 
@@ -44,6 +45,7 @@ class State(NamedTuple):
 
   tokens: Array  # int32 [B, N]; `stop` from the first stop token on
   count: Array  # int32 []
+  before: Array  # int32 []: tokens drawn before these, where the text was read anew
   done: Array  # bool [B]: a stop token was drawn
   places: Array  # int32 [B]: position of the next token to be read
   scores: Array  # float32 [B, V]: of the next token
@@ -79,7 +81,7 @@ def filtered(cfg: Config, scores: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model, head: str, limit: int, params: PyTree, prompt: Array, lengths: Array, key: Array) -> State:
+def _prefill(model, head: str, limit: int, params: PyTree, prompt: Array, lengths: Array, before: Array, key: Array) -> State:
   B, L = prompt.shape
   apply = transformer.bind(model)
   segments = (jnp.arange(L) < lengths[:, None]).astype(jnp.int32)
@@ -88,7 +90,7 @@ def _prefill(model, head: str, limit: int, params: PyTree, prompt: Array, length
   output = apply(params, inputs, read={head: lengths[:, None] - 1}, cache=cache)
   projection: Projection = output.heads[head]
   return State(
-      tokens=jnp.zeros((B, limit), jnp.int32), count=jnp.zeros((), jnp.int32), done=jnp.zeros((B,), bool), places=lengths,
+      tokens=jnp.zeros((B, limit), jnp.int32), count=jnp.zeros((), jnp.int32), before=before, done=jnp.zeros((B,), bool), places=lengths,
       scores=projection.logits()[:, 0], cache=output.cache, kernel=projection.kernel.T.astype(projection.hidden.dtype), bias=projection.bias,
       keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),
   )  # fmt: skip
@@ -102,7 +104,7 @@ def _continue(model, head: str, cfg: Config, stop: int | None, params: PyTree, s
     return (state.count < until) & ~jnp.all(state.done)
 
   def step(state: State) -> State:
-    token = pick(cfg, state.scores, jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.count))
+    token = pick(cfg, state.scores, jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.before + state.count))
     done = state.done
     if stop is not None:
       token = jnp.where(done, stop, token)
@@ -142,7 +144,8 @@ class Generator:
     texts = [np.asarray(prompt, np.int32) for prompt in prompts]
     drawn = np.zeros((len(prompts), 0), np.int32)
     while drawn.shape[1] < limit:
-      state, room = self._read(texts, limit - drawn.shape[1], drawn, jax.random.fold_in(key, drawn.shape[1]))
+      texts = [self._window(text) for text in texts]
+      state, room = self._read(texts, limit - drawn.shape[1], drawn, key)
       count = 0
       while count < room:
         until = min(count + every, room)
@@ -154,18 +157,20 @@ class Generator:
       drawn = np.concatenate([drawn, new[:, :count]], axis=1)
       texts = [np.concatenate([text, row[:count]]) for text, row in zip(texts, new)]
 
+  def _window(self, text: np.ndarray) -> np.ndarray:
+    """What is read of a text: all of it, or its last half where it fills the context."""
+    if self._context is None or len(text) < self._context:
+      return text
+    return text[-max(1, self._context // 2) :]
+
   def _read(self, texts: list[np.ndarray], limit: int, drawn: np.ndarray, key: Array) -> tuple[State, int]:
-    """Reads the texts (their ends, where they fill the context); returns the state and how many tokens there is room for."""
-    slots = limit
-    if self._context is not None:
-      half = max(1, self._context // 2)
-      texts = [text if len(text) < self._context else text[-half:] for text in texts]
-      slots = self._context - max(map(len, texts))
+    """Reads the texts; returns the state and how many tokens there is room for."""
+    slots = limit if self._context is None else self._context - max(map(len, texts))
     lengths = np.array([len(text) for text in texts], np.int32)
     padded = np.zeros((len(texts), lengths.max()), np.int32)
     for row, text in zip(padded, texts):
       row[: len(text)] = text
-    state = _prefill(self._model, self._head, slots, self._params, padded, lengths, key)
+    state = _prefill(self._model, self._head, slots, self._params, padded, lengths, np.int32(drawn.shape[1]), key)
     if self._stop is not None:
       state = state._replace(done=jnp.asarray((drawn == self._stop).any(axis=1)))
     return state, min(limit, slots)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import functools
 import glob
 import gzip
 import hashlib
 import io
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Literal
@@ -17,6 +20,7 @@ from research.core.errors import UserError
 
 PACKAGE = "package:"  # a text that ships with this package
 DATA = "RESEARCH_DATA"  # the environment variable that names the folder of data sets
+_HALF = re.compile("[\ud800-\udfff]")  # surrogates: JSON can write one alone, no encoding can
 ENDINGS = (".txt", ".md", ".jsonl", ".json")
 
 
@@ -57,23 +61,28 @@ class Files:
     if self._valid:
       yield from _read(self._train if split == "train" else self._valid, self._cfg)
       return
-    count, only = 0, ""
-    for count, only in enumerate(_read(self._train, self._cfg), start=1):  # noqa: B007: a first pass that counts
-      pass
+    count, share = self._count, 1 - self._cfg.valid_fraction
     if count == 1:
-      cut = int((1 - self._cfg.valid_fraction) * len(only))
+      only = next(_read(self._train, self._cfg))
+      cut = int(share * len(only))
       yield only[:cut] if split == "train" else only[cut:]
       return
-    cut = min(count - 1, max(1, int((1 - self._cfg.valid_fraction) * count)))
+    cut = min(count - 1, max(1, int(share * count)))
     for i, document in enumerate(_read(self._train, self._cfg)):
       if (i < cut) == (split == "train"):
         yield document
 
+  @functools.cached_property
+  def _count(self) -> int:
+    """Documents of the train files: a first pass over them, once."""
+    return sum(1 for _ in _read(self._train, self._cfg))
+
   def fingerprint(self) -> str:
-    """Names the contents: a hash over every file's bytes."""
+    """Names the contents: a hash over every file's bytes, how it is read, and which split it belongs to."""
     total = hashlib.sha256()
-    for path in [*self._train, "|", *self._valid]:
-      if path != "|":
+    for split, paths in (("train", self._train), ("valid", self._valid)):
+      for path in paths:
+        total.update(f"{split} {'lines' if _is_lines(path) else 'text'}".encode())
         with open(path, "rb") as file:
           total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
@@ -104,6 +113,10 @@ def _expand(paths: tuple[str, ...]) -> list[str]:
   return found
 
 
+def _is_lines(path: str) -> bool:
+  return path.removesuffix(".gz").removesuffix(".zst").endswith((".jsonl", ".json"))
+
+
 def _read(paths: list[str], cfg: Config) -> Iterator[str]:
   for path in paths:
     yield from read(path, cfg)
@@ -116,7 +129,7 @@ def read_all(paths: tuple[str, ...], cfg: Config) -> Iterator[str]:
 
 def read(path: str, cfg: Config) -> Iterator[str]:
   """The documents of one file."""
-  lines = path.removesuffix(".gz").removesuffix(".zst").endswith((".jsonl", ".json"))
+  lines = _is_lines(path)
   empty = True
   try:
     with _open(path) as file:
@@ -125,17 +138,17 @@ def read(path: str, cfg: Config) -> Iterator[str]:
       elif cfg.documents == "file":
         documents = iter([file.read()])
       elif cfg.documents == "line":
-        documents = (line.rstrip("\n") for line in file)
+        documents = (line.rstrip("\r\n") for line in file)
       else:
         documents = _paragraphs(file)
       for document in documents:
         if document.strip():
-          if "\0" in document:
-            raise UserError(f"data: '{path}' is binary (it holds a zero byte), not text.")
+          if "\0" in document and not lines:
+            raise UserError(f"data: '{path}' is binary (byte {_first_bad(path)} is zero), not text.")
           empty = False
           yield document
   except UnicodeDecodeError as error:
-    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason} near byte {error.start}): name text files only, or convert it.") from error
+    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason} at byte {_first_bad(path)}): name text files only, or convert it.") from error
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise UserError(f"data: '{path}' is no whole compressed file ({error}): copy or download it again.") from error
   if empty:
@@ -144,20 +157,44 @@ def read(path: str, cfg: Config) -> Iterator[str]:
 
 def _open(path: str) -> io.TextIOWrapper:
   # newline="" keeps \r\n and \r as they are: what goes in comes out.
+  return io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", newline="")
+
+
+def _bytes(path: str) -> io.BufferedIOBase | io.RawIOBase:
+  """The file's bytes, unpacked."""
   if path.endswith(".gz"):
-    return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+    return gzip.open(path, "rb")
   if path.endswith(".zst"):
     import zstandard
 
-    return io.TextIOWrapper(_Zstd(path, zstandard), encoding="utf-8-sig", newline="")
-  return open(path, encoding="utf-8-sig", newline="")
+    return _Zstd(path, zstandard)
+  return open(path, "rb")
+
+
+def _first_bad(path: str) -> int:
+  """Offset, in the unpacked file, of the first byte that is zero or no UTF-8; a decoder's own offset counts from its last buffer."""
+  decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+  with _bytes(path) as file:
+    while True:
+      chunk = file.read(1 << 20)
+      held = len(decoder.getstate()[0])
+      zero = chunk.find(b"\0")
+      try:
+        decoder.decode(chunk if zero < 0 else chunk[:zero], final=not chunk)
+      except UnicodeDecodeError as error:
+        return read - held + error.start
+      if zero >= 0:
+        return read + zero
+      if not chunk:
+        return read
+      read += len(chunk)
 
 
 class _Zstd(io.RawIOBase):
   """A zstd file of one or more frames that says so when it was cut off, where the library's own reader just ends."""
 
   def __init__(self, path: str, zstandard):
-    self._file = open(path, "rb")  # noqa: SIM115: closed in close()
+    self._file = open(path, "rb")  # noqa: SIM115 (closed in close)
     self._library, self._frame, self._held = zstandard, None, b""
 
   def readable(self) -> bool:
@@ -199,6 +236,8 @@ def _json_lines(path: str, file: io.TextIOBase, key: str) -> Iterator[str]:
     if not isinstance(item, dict) or not isinstance(item.get(key), str):
       there = ", ".join(item) if isinstance(item, dict) else type(item).__name__
       raise UserError(f"data: '{path}', line {number}, has no text under '{key}' (there: {there}): set text_key.")
+    if not item[key].isascii() and _HALF.search(item[key]):
+      raise UserError(f"data: '{path}', line {number}, is no Unicode text (an escape such as \\ud800 is half of a character): mend that line.")
     yield item[key]
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 from collections.abc import Iterator
 
-from research.core.errors import UserError, nearest
+from research.core.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  dataset: str = "wiki40b/en"  # as in tfds.builder(…): name, name/config or name/config:version
+  dataset: str = "lm1b"  # as in tfds.builder(…): name, name/config or name/config:version
   train_split: str = "train"  # any split expression, such as train[:90%]
-  valid_split: str = "validation"
+  valid_split: str = "test"  # most data sets call it validation; lm1b has train and test
   text_key: str = "text"  # of a record
   data_dir: str | None = None  # where the data set is prepared; None: TFDS's own folder
 
@@ -29,7 +30,9 @@ class Dataset:
     try:
       self._builder = tfds.builder(cfg.dataset, data_dir=cfg.data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-      raise UserError(f"data: TFDS knows no data set '{cfg.dataset}'.{nearest(name, tfds.list_builders())}") from error
+      known = tfds.list_builders(with_community_datasets=False)  # the community's list needs the network and TensorFlow
+      near = ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.4)) or "see tfds.list_builders()"
+      raise UserError(f"data: TFDS knows no data set '{cfg.dataset}' (near it: {near}).") from error
     except Exception as error:  # TFDS raises many types for a config or version that does not exist
       raise UserError(f"data: TFDS cannot open '{cfg.dataset}': {_first_line(error)}.") from error
 

@@ -1,0 +1,98 @@
+"""The fused cross-entropy against the plain one: values, all gradients, every number of chunks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.model.inputs import Projection
+from research.objectives import cross_entropy
+from research.objectives.cross_entropy import token_loss
+
+B, P, D, V = 3, 6, 5, 11
+
+
+def arrays(places=P, dtype=jnp.float32, seed=0):
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: jnp.asarray(2 * rng.normal(size=shape), jnp.float32)
+  hidden, kernel, bias = normal(B, places, D).astype(dtype), normal(V, D), normal(V)
+  targets = jnp.asarray(rng.integers(0, V, (B, places)), jnp.int32)
+  weights = jnp.asarray(rng.choice([0.0, 1.0, 0.5], (B, places)), jnp.float32)
+  return hidden, kernel, bias, targets, weights
+
+
+def plain(hidden, kernel, bias, targets, weights):
+  logits = Projection(hidden, kernel, bias).logits()
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+  return jnp.sum(nll * weights), nll, jnp.argmax(logits, -1) == targets
+
+
+def fused(hidden, kernel, bias, targets, weights):
+  return token_loss(Projection(hidden, kernel, bias), targets, weights)
+
+
+def differences(a, b):
+  scale = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(b))
+  return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b))) / scale
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 6])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_values_and_gradients(monkeypatch, chunks, with_bias):
+  monkeypatch.setattr(cross_entropy, "CHUNK", P * V // chunks)
+  assert cross_entropy._chunks(P, V) == chunks
+  hidden, kernel, bias, targets, weights = arrays()
+  bias = bias if with_bias else None
+  total, nll, correct = fused(hidden, kernel, bias, targets, weights)
+  want_total, want_nll, want_correct = plain(hidden, kernel, bias, targets, weights)
+  assert float(total) == pytest.approx(float(want_total), rel=1e-6)
+  np.testing.assert_allclose(nll, want_nll, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(correct, want_correct)
+
+  at = (0, 1, 2) if with_bias else (0, 1)
+  scaled = lambda f: lambda *args: 0.37 * f(*args)[0]  # an upstream gradient other than 1
+  got = jax.grad(scaled(fused), argnums=at)(hidden, kernel, bias, targets, weights)
+  want = jax.grad(scaled(plain), argnums=at)(hidden, kernel, bias, targets, weights)
+  for mine, theirs in zip(got, want):
+    assert mine.dtype == theirs.dtype and differences(mine, theirs) < 1e-6
+
+
+def test_the_chunks_are_equal_parts_and_small_enough(monkeypatch):
+  for places in (1, 7, 12, 128):
+    for limit in (1, V, 3 * V, 10**6):
+      monkeypatch.setattr(cross_entropy, "CHUNK", limit)
+      chunks = cross_entropy._chunks(places, V)
+      assert places % chunks == 0 and (places // chunks * V <= limit or chunks == places)
+
+
+def test_one_position(monkeypatch):
+  args = arrays(places=1)
+  assert float(fused(*args)[0]) == pytest.approx(float(plain(*args)[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [V, 10**6])
+def test_bfloat16_hidden_gives_a_float32_loss(monkeypatch, chunk):
+  monkeypatch.setattr(cross_entropy, "CHUNK", chunk)
+  hidden, kernel, bias, targets, weights = arrays(dtype=jnp.bfloat16)
+  total, nll, _ = fused(hidden, kernel, bias, targets, weights)
+  assert total.dtype == nll.dtype == jnp.float32
+  exact = plain(hidden.astype(jnp.float32), kernel.astype(jnp.bfloat16).astype(jnp.float32), bias, targets, weights)
+  assert float(total) == pytest.approx(float(exact[0]), rel=1e-5)  # only the operands are rounded, no logit is
+  d_hidden, d_kernel = jax.grad(lambda *a: fused(*a, bias, targets, weights)[0], argnums=(0, 1))(hidden, kernel)
+  want = jax.grad(lambda *a: plain(*a, bias, targets, weights)[0], argnums=(0, 1))(hidden.astype(jnp.float32), kernel)
+  assert d_hidden.dtype == jnp.bfloat16 and d_kernel.dtype == jnp.float32
+  assert differences(d_hidden.astype(jnp.float32), want[0]) < 0.02 and differences(d_kernel, want[1]) < 0.02
+
+
+def test_zero_weights_give_zero_loss_and_gradient():
+  hidden, kernel, bias, targets, weights = arrays()
+  value, gradient = jax.value_and_grad(lambda *a: fused(*a, targets, 0 * weights)[0], argnums=(0, 1, 2))(hidden, kernel, bias)
+  assert float(value) == 0 and all(float(jnp.abs(leaf).max()) == 0 for leaf in gradient)
+
+
+def test_scores_as_large_as_they_come_stay_finite():
+  hidden, kernel, bias, targets, weights = arrays()
+  value, gradient = jax.value_and_grad(lambda h: fused(h, kernel, bias, targets, weights)[0])(1e4 * hidden)
+  assert np.isfinite(float(value)) and np.isfinite(gradient).all()
