@@ -159,10 +159,13 @@ class TokenSplit:
       raise self._damaged(error) from error
 
   def _ends(self, cache: str) -> np.ndarray:
-    if os.path.isfile(cache):
-      return np.load(cache)
-    ends = [np.asarray(self._pages[i]["document_ends"], np.int64) + i * PAGE for i in range(len(self._pages))]
-    return np.concatenate(ends) if ends else np.zeros(0, np.int64)
+    """The kept table, or, where that is missing, cut off or does not fit the pages, the one gathered from them."""
+    count = len(self._pages)
+    with contextlib.suppress(OSError, ValueError, EOFError):
+      ends = np.load(cache)
+      if ends.dtype == np.int64 and ends.ndim == 1 and len(ends) and (count - 1) * PAGE < ends[-1] <= count * PAGE:
+        return ends
+    return np.concatenate([np.asarray(self._pages[i]["document_ends"], np.int64) + i * PAGE for i in range(count)])
 
   def _damaged(self, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:120]

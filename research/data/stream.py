@@ -150,13 +150,15 @@ class Shuffled:
 
   def __init__(self, epoch_rows: Callable[[int], Rows], n: int, seed: int):
     self._epoch_rows, self._n, self._seed = epoch_rows, n, seed
-    self._epoch, self._rows, self._order = -1, None, None
+    self._kept = (-1, None, None)  # epoch, its rows, their order; replaced whole, so that several threads may read
 
   def __getitem__(self, index: int) -> Row:
     epoch, place = divmod(index, self._n)
-    if epoch != self._epoch:  # what is kept is a function of the epoch alone
-      self._rows, self._order, self._epoch = self._epoch_rows(epoch), Permutation(self._n, (self._seed, epoch)), epoch
-    return self._rows[self._order[place]]
+    kept, rows, order = self._kept
+    if epoch != kept:  # what is kept is a function of the epoch alone
+      rows, order = self._epoch_rows(epoch), Permutation(self._n, (self._seed, epoch))
+      self._kept = (epoch, rows, order)
+    return rows[order[place]]
 
 
 class Mixed:

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import os
+import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -25,9 +26,11 @@ from research.core.types import Vocab
 
 RESERVED = ("pad", "unk", "bos", "eos", "cls", "sep", "mask", "fim_prefix", "fim_middle", "fim_suffix", *(f"sentinel_{i}" for i in range(100)))
 FIRST = len(RESERVED)  # id of the first piece of text
+THREADS = min(8, os.cpu_count() or 1)  # that encode
 UNKNOWN = "[UNK]"  # WordPiece's own name of it
 GPT2_WORDS = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""  # Radford et al. 2019; splits text before BPE
 WHITE = b" \t\n\r\x0b\x0c"
+BLANK_RUN = 100_000  # characters; tiktoken's regular expressions overflow their stack on ten times as much white space in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +45,15 @@ class Config:
 class Tokenizer:
   """Text to ids and back; ids below FIRST are reserved and never come out of `encode`, but for `unk`."""
 
-  def __init__(self, kind: str, lowercase: bool, pieces: Sequence[Any], model: Any = None):
-    """`pieces`: what each id from FIRST on stands for: bytes (byte, bpe), a character, or a WordPiece string; `model`: its encoder."""
-    self.kind, self.lowercase, self._pieces, self._model = kind, lowercase, list(pieces), model
+  def __init__(self, kind: str, lowercase: bool, pieces: Sequence[Any], model: str = "", ranked: bool | None = None):
+    """A vocabulary.
+
+    Args:
+      pieces: what each id from FIRST on stands for: bytes (byte, bpe), a character, or a WordPiece string.
+      model: the training library's own JSON of it (bpe, wordpiece).
+      ranked: whether `is_ranked` holds, where that is known already.
+    """
+    self.kind, self.lowercase, self._pieces, self._json, self._known_ranked = kind, lowercase, list(pieces), model, ranked
     self.special = {name: i for i, name in enumerate(RESERVED)}
 
   @functools.cached_property
@@ -58,7 +67,7 @@ class Tokenizer:
         # by one for each punctuation mark, which stands without a space, and too small where the text has more than one.
         byte_length[i] = len(piece.removeprefix("##").encode()) + int(word_start[i])
       else:
-        raw = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else piece
+        raw = piece.encode() if isinstance(piece, str) else piece
         word_start[i], byte_length[i] = raw[:1] in {WHITE[j : j + 1] for j in range(len(WHITE))}, len(raw)
     return Vocab(len(word_start), self.special, word_start, byte_length)
 
@@ -66,23 +75,35 @@ class Tokenizer:
   def digest(self) -> str:
     """Sixteen hex digits that name the vocabulary."""
     pieces = [piece if isinstance(piece, str) else piece.hex() for piece in self._pieces]
-    return hashlib.sha256(json.dumps([self.kind, self.lowercase, pieces, self._merges()]).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([self.kind, self.lowercase, pieces, self._json]).encode()).hexdigest()[:16]
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 ids of a text, without added special tokens."""
+    """int32 ids of a text, without added special tokens; errors as `encode_batch`."""
     return self.encode_batch([text])[0]
 
   def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """int32 ids of each text.
+
+    Raises:
+      UserError: a text holds half of a surrogate pair, which no encoding of Unicode can write down.
+    """
+    for text in texts:
+      _refuse_surrogates(text)
     if self.lowercase:
       texts = [text.lower() for text in texts]
     if self.kind == "byte":
-      return [np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8).astype(np.int32) + FIRST for text in texts]
+      return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + FIRST for text in texts]
     if self.kind == "character":
       return [self._lookup[np.minimum(_codes(text), len(self._lookup) - 1)] for text in texts]
     if self.kind == "bpe":
-      return [np.array(ids, np.int32) + FIRST for ids in self._fast.encode_ordinary_batch(list(texts), num_threads=2)]
-    found = [np.array(item.ids, np.int32) for item in self._model.encode_batch(list(texts), add_special_tokens=False)]
-    return [np.where(ids == 0, self.special["unk"], ids + FIRST - 1) for ids in found]  # the model's own id 0 is UNKNOWN
+      if self._ranked and not any(map(_blank_run, texts)):
+        return [np.array(ids, np.int32) + FIRST for ids in self._fast.encode_ordinary_batch(list(texts), num_threads=THREADS)]
+      return [ids + FIRST for ids in self._exact(texts)]
+    return [np.where(ids == 0, self.special["unk"], ids + FIRST - 1) for ids in self._exact(texts)]  # the model's own id 0 is UNKNOWN
+
+  def _exact(self, texts: Sequence[str]) -> list[np.ndarray]:
+    """The training library's own ids."""
+    return [np.array(item.ids, np.int32) for item in self._model.encode_batch(list(texts), add_special_tokens=False)]
 
   def decode(self, ids: Iterable[int]) -> str:
     """The text of ids; reserved ones are left out, and bytes that are no UTF-8 become U+FFFD."""
@@ -115,17 +136,31 @@ class Tokenizer:
 
     return tiktoken.Encoding("trained", pat_str=GPT2_WORDS, mergeable_ranks={p: i for i, p in enumerate(self._pieces)}, special_tokens={})
 
-  def _merges(self) -> str:
-    return "" if self._model is None else self._model.to_str()
+  @functools.cached_property
+  def _model(self):
+    from tokenizers import Tokenizer as Model
+
+    return Model.from_str(self._json)
+
+  @functools.cached_property
+  def _ranked(self) -> bool:
+    if self._known_ranked is not None:
+      return self._known_ranked
+    to_byte = _byte_of_symbol()
+    merges = [[bytes(to_byte[symbol] for symbol in part) for part in pair] for pair in json.loads(self._json)["model"]["merges"]]
+    return is_ranked(self._pieces, merges)
 
   def save(self, folder: str) -> None:
-    """Writes tokenizer.json (the library's own form, for bpe and wordpiece) and vocabulary.json."""
+    """Writes tokenizer.json (the library's own form, for bpe and wordpiece) and then vocabulary.json, each whole or not at all."""
     os.makedirs(folder, exist_ok=True)
-    pieces = self._pieces if self.kind == "character" else None
-    if self._model is not None:
-      self._model.save(os.path.join(folder, "tokenizer.json"))
-    with open(os.path.join(folder, "vocabulary.json"), "w", encoding="utf-8") as file:
-      json.dump({"kind": self.kind, "lowercase": self.lowercase, "characters": pieces, "digest": self.digest}, file)
+    saved = {"kind": self.kind, "lowercase": self.lowercase, "characters": None, "ranked": None, "digest": self.digest}
+    if self.kind == "character":
+      saved["characters"] = self._pieces
+    if self.kind == "bpe":
+      saved["ranked"] = self._ranked
+    if self._json:
+      _write(os.path.join(folder, "tokenizer.json"), self._json)
+    _write(os.path.join(folder, "vocabulary.json"), json.dumps(saved))
 
 
 def load(folder: str) -> Tokenizer:
@@ -137,18 +172,19 @@ def load(folder: str) -> Tokenizer:
   try:
     with open(os.path.join(folder, "vocabulary.json"), encoding="utf-8") as file:
       saved = json.load(file)
-    model = None
+    model = ""
     if saved["kind"] in ("bpe", "wordpiece"):
-      from tokenizers import Tokenizer as Model
-
-      model = Model.from_file(os.path.join(folder, "tokenizer.json"))
-    tokenizer = _assemble(saved["kind"], saved["lowercase"], saved["characters"], model)
+      with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as file:
+        model = file.read()
+    tokenizer = _assemble(saved["kind"], saved["lowercase"], saved["characters"], model, saved["ranked"])
+    digest = saved["digest"]
   except FileNotFoundError as error:
     raise UserError(f"no tokenizer in '{folder}': '{error.filename}' is missing.") from error
-  except Exception as error:  # the library raises a bare Exception for a broken file
-    raise UserError(f"the tokenizer in '{folder}' cannot be read: {' '.join(str(error).split())[:160]}.") from error
-  if tokenizer.digest != saved["digest"]:
-    raise UserError(f"the tokenizer in '{folder}' has changed since it was saved (digest {tokenizer.digest}, saved {saved['digest']}): bring the old files back.")
+  except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:  # what broken JSON and wrong JSON lead to
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    raise UserError(f"the tokenizer in '{folder}' cannot be read ({reason}): bring the old files back.") from error
+  if tokenizer.digest != digest:
+    raise UserError(f"the tokenizer in '{folder}' has changed since it was saved (digest {tokenizer.digest}, saved {digest}): bring the old files back.")
   return tokenizer
 
 
@@ -163,12 +199,13 @@ def train(cfg: Config, texts: Iterable[str]) -> Tokenizer:
   if cfg.path:
     return load(cfg.path)
   if cfg.kind == "byte":
-    return _assemble("byte", cfg.lowercase, None, None)
+    return _assemble("byte", cfg.lowercase)
   if cfg.kind == "character":
     seen: set[str] = set()
     for text in texts:
+      _refuse_surrogates(text)
       seen.update(text.lower() if cfg.lowercase else text)
-    return _assemble("character", cfg.lowercase, sorted(seen), None)
+    return _assemble("character", cfg.lowercase, sorted(seen))
   least = FIRST + (256 if cfg.kind == "bpe" else 2)
   if cfg.vocab_size <= least:
     raise UserError(f"data.tokenizer.vocab_size is {cfg.vocab_size}; a {cfg.kind} vocabulary needs more than {least} entries ({FIRST} are reserved).")
@@ -184,7 +221,7 @@ def _sampled(texts: Iterable[str], characters: int) -> Iterable[str]:
     left -= len(text)
 
 
-def _train_model(cfg: Config, texts: Iterable[str]):
+def _train_model(cfg: Config, texts: Iterable[str]) -> str:
   from tokenizers import Tokenizer as Model
   from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -198,7 +235,7 @@ def _train_model(cfg: Config, texts: Iterable[str]):
         vocab_size=cfg.vocab_size - FIRST, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[], show_progress=False
     )
     model.train_from_iterator((t.lower() for t in cut) if cfg.lowercase else cut, trainer)
-    return model
+    return model.to_str()
   model = Model(models.WordPiece(unk_token=UNKNOWN))
   model.normalizer = normalizers.BertNormalizer(lowercase=cfg.lowercase)
   model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -207,16 +244,18 @@ def _train_model(cfg: Config, texts: Iterable[str]):
   # Built again without added tokens: a text that spells [UNK] is three pieces.
   clean = Model(models.WordPiece(vocab=model.get_vocab(), unk_token=UNKNOWN))
   clean.normalizer, clean.pre_tokenizer = model.normalizer, model.pre_tokenizer
-  return clean
+  return clean.to_str()
 
 
-def _assemble(kind: str, lowercase: bool, characters: list[str] | None, model: Any) -> Tokenizer:
+def _assemble(
+    kind: str, lowercase: bool, characters: list[str] | None = None, model: str = "", ranked: bool | None = None
+) -> Tokenizer:
   if kind == "byte":
     return Tokenizer(kind, lowercase, [bytes([b]) for b in range(256)])
   if kind == "character":
     return Tokenizer(kind, lowercase, characters)
-  entries = sorted(model.get_vocab().items(), key=lambda item: item[1])
-  pieces = [piece for piece, _ in entries]
+  ids = json.loads(model)["model"]["vocab"]
+  pieces = sorted(ids, key=ids.get)
   if kind == "bpe":
     to_byte = _byte_of_symbol()
     pieces = [bytes(to_byte[symbol] for symbol in piece) for piece in pieces]
@@ -224,7 +263,49 @@ def _assemble(kind: str, lowercase: bool, characters: list[str] | None, model: A
     pieces = pieces[1:]  # it is the reserved `unk`
   else:
     raise ValueError(f"its first piece is '{pieces[0]}', not '{UNKNOWN}'")
-  return Tokenizer(kind, lowercase, pieces, model)
+  return Tokenizer(kind, lowercase, pieces, model, ranked)
+
+
+def is_ranked(pieces: Sequence[bytes], merges: Sequence[tuple[bytes, bytes]]) -> bool:
+  """Whether joining by the rank of the *result* (tiktoken) gives the ids that joining by the rank of the *pair* (the BPE paper) gives.
+
+  They part where a piece can be reached by a pair that is not its merge: with the merges a+b, b+c, a+bc the text `abc` is `ab c` by pairs
+  and `abc` by results. They cannot part if every merge comes out as its own two parts when only the merges before it are made: take
+  the first join by result that is not one by pair. No join so far crossed the bounds of the piece, so inside it stands what the earlier
+  merges alone make of it, and those are the merge's own two parts.
+  """
+  ranks = {piece: i for i, piece in enumerate(pieces)}
+  first = len(pieces) - len(merges)
+  for rank, (left, right) in enumerate(merges, start=first):
+    parts = [bytes([b]) for b in left + right]
+    while len(parts) > 2:
+      lowest, at = min((ranks.get(a + b, rank), i) for i, (a, b) in enumerate(zip(parts, parts[1:])))
+      if lowest >= rank:
+        break
+      parts[at : at + 2] = [parts[at] + parts[at + 1]]
+    if ranks.get(left + right) != rank or parts != [left, right]:
+      return False
+  return True
+
+
+def _blank_run(text: str) -> bool:
+  """Whether some stretch of BLANK_RUN characters is all white space; any run twice as long holds such a stretch."""
+  return any(text[i : i + BLANK_RUN].isspace() for i in range(0, len(text), BLANK_RUN) if i + BLANK_RUN <= len(text))
+
+
+def _refuse_surrogates(text: str) -> None:
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"data: a text holds half of a surrogate pair (U+{ord(text[error.start]):04X}, character {error.start}), which is no text: "
+                    "mend or leave out that document.") from error  # fmt: skip
+
+
+def _write(path: str, text: str) -> None:
+  scratch = f"{path}.{uuid.uuid4().hex}"  # of its own for each process that writes here
+  with open(scratch, "w", encoding="utf-8") as file:
+    file.write(text)
+  os.replace(scratch, path)
 
 
 def _byte_of_symbol() -> dict[str, int]:
@@ -235,4 +316,4 @@ def _byte_of_symbol() -> dict[str, int]:
 
 
 def _codes(text: str) -> np.ndarray:
-  return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+  return np.frombuffer(text.encode("utf-32-le"), np.uint32)

@@ -41,6 +41,7 @@ def check(row, width):
 def test_chunks_cover_each_token_once(tokens, overlap):
   length = 8
   rows = Chunks(Memory([tokens]), length + overlap, length, PAD, isolate=False)
+  assert len(rows) == max(1, -(-(tokens - overlap) // length)), "no row without a target, but for the only one"
   targets = []
   for i in range(len(rows)):
     row = rows[i]

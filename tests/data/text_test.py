@@ -155,7 +155,8 @@ def test_a_vocabulary_sees_every_source(tmp_path):
 def test_separators(tmp_path):
   path = tmp_path / "lines.txt"
   path.write_text("ab\ncd\nef\n")
-  cfg = text.Config({"t": files.Config((str(path),), documents="line")}, tokenizer=tokenizer.Config(kind="byte"), length=4, prepend_bos=True)
+  source = files.Config((str(path),), documents="line")
+  cfg = text.Config({"t": source}, tokenizer=tokenizer.Config(kind="byte"), length=4, prepend_bos=True)
   prepared = text.prepare(cfg, str(tmp_path / "out"), quiet)
   train = prepared.splits["t"]["train"]
   assert [prepared.tokenizer.token(i) for i in train.read(0, train.tokens)] == ["<bos>", "a", "b", "<eos>", "<bos>", "c", "d", "<eos>"]
@@ -206,7 +207,12 @@ def test_a_damaged_dataset_is_named(tmp_path):
 
 @pytest.mark.parametrize(
   "changes, message",
-  [({"length": 1}, "length"), ({"sources": {}}, "sources"), ({"weights": {"a": 1.0}}, "weights"), ({"weights": {"a": 1.0, "b": 0.0}}, "positive")],
+  [
+    ({"length": 1}, "length"),
+    ({"sources": {}}, "sources"),
+    ({"weights": {"a": 1.0}}, "weights"),
+    ({"weights": {"a": 1.0, "b": 0.0}}, "positive"),
+  ],
 )
 def test_values_that_make_no_sense(changes, message):
   with pytest.raises(ValueError, match=message):

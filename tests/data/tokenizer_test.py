@@ -22,7 +22,7 @@ LOOKALIKES = ["<mask>", "<pad>", "[MASK]", "[UNK]", "<|endoftext|>", "<s>", "sen
 @pytest.fixture(scope="module")
 def corpus():
   with gzip.open(_expand((PACKAGE + "tinyshakespeare.txt.gz",))[0], "rt", encoding="utf-8") as file:
-    return [file.read(60_000), *ODD, *LOOKALIKES]
+    return [file.read(60_000), "in 1984 and 42, 1984 and 42; " * 50, *ODD, *LOOKALIKES]
 
 
 @pytest.fixture(scope="module")
