@@ -39,6 +39,8 @@ def main(arguments: list[str]) -> None:
     raise UserError("evaluate takes no --config.… flags: the run's own config.json holds.")
   if not FLAGS.workdir:
     raise UserError("--workdir is missing: name the folder of a run.")
+  if FLAGS.batch_size < 1:
+    raise UserError(f"--batch_size={FLAGS.batch_size}: take at least one row at a time.")
   for name in FLAGS.evals or ():
     if name not in EVALS:
       raise UserError(f"no evaluation '{name}'.{nearest(name, EVALS)}")

@@ -12,6 +12,7 @@ from research.core import startup
 if __name__ == "__main__":
   startup.prepare()
 
+import os
 import tempfile
 
 from absl import flags
@@ -32,6 +33,11 @@ def main(arguments: list[str]) -> None:
   overrides = parse(arguments, FLAGS, __doc__)
   if not FLAGS.config:
     raise UserError("--config is missing: name a config file, such as configs/shakespeare_char.py.")
+  for flag in ("rows", "length"):
+    if FLAGS[flag].value < 1:
+      raise UserError(f"--{flag}={FLAGS[flag].value}: show at least one.")
+  if FLAGS.png and not os.path.isdir(os.path.dirname(FLAGS.png) or "."):
+    raise UserError(f"--png={FLAGS.png}: there is no folder '{os.path.dirname(FLAGS.png)}'.")
   config = configs.load(FLAGS.config, overrides)
   with tempfile.TemporaryDirectory() as folder:
     print(preview(configs.typed(config), FLAGS.directory or folder, FLAGS.rows, FLAGS.length, FLAGS.png))

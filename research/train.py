@@ -32,6 +32,8 @@ def main(arguments: list[str]) -> int:
   overrides = parse(arguments, FLAGS, __doc__)
   if not FLAGS.workdir:
     raise UserError("--workdir is missing: name a folder for the run.")
+  if os.path.exists(FLAGS.workdir) and not os.path.isdir(FLAGS.workdir):
+    raise UserError(f"--workdir={FLAGS.workdir} is a file: name a folder for the run.")
   source = FLAGS.config or (FLAGS.workdir if os.path.isfile(os.path.join(FLAGS.workdir, "config.json")) else None)
   if source is None:
     raise UserError("--config is missing: name a config file, such as configs/shakespeare_char.py.")

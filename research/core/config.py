@@ -198,7 +198,7 @@ def _mistake(error: Exception, file: str) -> str:
   key = re.search(r"\w+", str(error).replace("Key ", "", 1)) if config is not None else None
   if key is None:
     return f"{line}: {error}."
-  return f"{line}: no key '{key[0]}'.{nearest(key[0], (k for k in config.keys() if k != NAME))}"
+  return f"{line}: no key '{key[0]}'.{nearest(key[0], (k for k in config if k != NAME))}"
 
 
 def resolve(config: "ConfigDict", overrides: Iterable[str] | Mapping[str, Any] = ()) -> "ConfigDict":
@@ -279,7 +279,7 @@ def _locate(config: "ConfigDict", path: str) -> tuple["ConfigDict", str]:
       free = _is_mapping(parent) and NAME not in parent and depth == len(parts) - 1
       if not free:
         where = ".".join(parts[:depth])
-        known = [f"{where}.{k}".lstrip(".") for k in parent.keys() if k != NAME] if _is_mapping(parent) else []
+        known = [f"{where}.{k}".lstrip(".") for k in parent if k != NAME] if _is_mapping(parent) else []
         anywhere = [p for p, _ in leaves(config) if p.rpartition(".")[2] == parts[-1]]
         hint = f" Did you mean '{anywhere[0]}'?" if anywhere and "Did you mean" not in nearest(path, known) else nearest(path, known)
         raise UserError(f"no config key '{path}'.{hint}")
@@ -364,9 +364,7 @@ def _coerce(value: Any, hint: Any, path: str) -> Any:
     return float(value)
   elif hint is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value == int(value if math.isfinite(value) else 0):
     return int(value)
-  elif hint is str and isinstance(value, str):
-    return value
-  elif hint is bool and isinstance(value, bool):
+  elif hint is str and isinstance(value, str) or hint is bool and isinstance(value, bool):
     return value
   named = lambda hint: {type(None): "none", Component: "a component"}.get(hint) or getattr(hint, "__name__", str(hint))
   names = " or ".join(map(named, arguments)) if origin in (Union, types.UnionType) else named(hint)

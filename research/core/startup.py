@@ -20,6 +20,9 @@ def prepare() -> None:
     os.execv(sys.executable, sys.orig_argv)
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.getLogger("absl").setLevel(logging.ERROR)
+  # Where orbax fails to read one array, its readers of the others go on, find their event loop closed, and each says so.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  sys.unraisablehook = lambda args: None if str(args.exc_value) == "Event loop is closed" else sys.__unraisablehook__(args)
 
 
 def compilation_cache(folder: str) -> None:

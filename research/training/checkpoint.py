@@ -33,6 +33,10 @@ def _arrays(state: TrainState) -> TrainState:
   return state.replace(key=jax.random.key_data(state.key))
 
 
+def _loss(metrics: dict[str, float]) -> float:
+  return metrics["loss"]
+
+
 class Checkpoints:
   """The checkpoints of one workdir."""
 
@@ -46,15 +50,18 @@ class Checkpoints:
     if cfg is not None:
       keep = [policies.LatestN(cfg.keep)]
       if cfg.keep_best:
-        lowest_last = dict(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, keep_checkpoints_without_metrics=False)
+        lowest_last = dict(get_metric_fn=_loss, reverse=True, keep_checkpoints_without_metrics=False)
         keep.append(policies.BestN(n=cfg.keep_best, **lowest_last))
       if cfg.keep_every:
         keep.append(policies.EveryNSteps(cfg.keep_every))
       options = ocp.CheckpointManagerOptions(
-          preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, enable_async_checkpointing=True
-      )
+          preservation_policy=policies.AnyPreservationPolicy(keep), cleanup_tmp_directories=True, enable_async_checkpointing=True,
+          best_fn=_loss, best_mode="min",  # without it the losses are not saved, and a resumed run forgets which was best
+      )  # fmt: skip
     elif not os.path.isdir(self.folder):
       raise UserError(f"no checkpoints in '{workdir}': name the workdir of a run that has saved one.")
+    if cfg is not None:
+      self._check_losses()
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def steps(self) -> list[int]:
@@ -144,7 +151,10 @@ class Checkpoints:
   def _saved(self, step: int) -> PyTree:
     """Shapes and types of the arrays in a checkpoint."""
     with self._ocp.StandardCheckpointer() as reader:
-      return reader.metadata(os.path.join(self.folder, str(step), "state")).item_metadata.tree
+      found = reader.metadata(os.path.join(self.folder, str(step), "state")).item_metadata
+    if found is None:
+      raise ValueError("the list of its arrays cannot be read")
+    return found.tree
 
   def _compare(self, step: int, target: TrainState) -> None:
     is_leaf = lambda node: hasattr(node, "shape")
@@ -163,8 +173,23 @@ class Checkpoints:
       raise UserError(f"no checkpoint of step {step} in '{self.folder}'; there are {', '.join(map(str, steps))}.")
     return steps[-1] if step is None else step
 
+  def _folders(self) -> list[int]:
+    """Steps whose folder has its final name."""
+    return sorted(int(name) for name in os.listdir(self.folder) if name.isdigit()) if os.path.isdir(self.folder) else []
+
+  def _check_losses(self) -> None:
+    """Reads the losses that the manager will read when it opens, so that a damaged one is told as such."""
+    for step in self._folders():
+      path = os.path.join(self.folder, str(step), "metrics", "metrics")
+      if os.path.isfile(path):
+        try:
+          with open(path, encoding="utf-8") as file:
+            _loss(json.load(file))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+          raise self._damaged(step, error) from error
+
   def _damaged(self, step: int, error: Exception) -> UserError:
-    others = [s for s in self.steps() if s != step]
+    others = [s for s in self._folders() if s != step]
     mend = f"move the folder away to go on from step {others[-1]}" if others else "there is no other; start a new workdir"
     reason = " ".join(str(error).split())[:160]
     return UserError(f"checkpoint '{os.path.join(self.folder, str(step))}' is damaged ({type(error).__name__}: {reason}): {mend}.")

@@ -112,7 +112,9 @@ def test_members_lists_components_only():
 
 
 def test_values_are_read_as_python_and_coerced():
-  config = resolved("steps=20", "optimizer.schedule.peak=1", "optimizer.clip=none", "log.tensorboard=false", "data.seed=3.0", "init_from=runs/a")
+  config = resolved(
+    "steps=20", "optimizer.schedule.peak=1", "optimizer.clip=none", "log.tensorboard=false", "data.seed=3.0", "init_from=runs/a"
+  )
   cfg = configs.typed(config)
   assert (cfg.steps, cfg.optimizer.clip, cfg.log.tensorboard, cfg.init_from) == (20, None, False, "runs/a")
   assert isinstance(cfg.optimizer.schedule.peak, float) and cfg.optimizer.schedule.peak == 1.0
@@ -131,27 +133,27 @@ def test_one_string_is_a_tuple_of_one_but_a_number_is_not():
 
 
 @pytest.mark.parametrize(
-    "override, parts",
-    [
-        ("stps=3", ["'stps'", "Did you mean 'steps'?"]),
-        ("optimizer.schedule.peek=3", ["'optimizer.schedule.peek'", "Did you mean 'optimizer.schedule.peak'?"]),
-        ("peak=0.1", ["'peak'", "Did you mean 'optimizer.schedule.peak'?"]),
-        ("steps.deeper=1", ["'steps.deeper'"]),
-        ("steps=many", ["'steps'", "int", "'many'"]),
-        ("steps=2.5", ["'steps'", "int", "2.5"]),
-        ("steps=true", ["'steps'", "int", "True"]),
-        ("steps", ["--config.steps=VALUE"]),
-        ("steps=0", ["steps must be at least 1"]),
-        ("log.tensorboard=1", ["'log.tensorboard'", "bool"]),
-        ("init_from=5", ["'init_from'", "str or none", "5"]),
-        ("optimizer.algorithm=adamax", ["'optimizer.algorithm'", "'adamax'", "'adamw'", "'muon'"]),
-        ("objective=maskd_lm", ["Did you mean 'objectives.masked_lm'?"]),
-        ("objective=none", ["'objective'", "component"]),
-        ("mesh=4", ["'mesh'", "component", "4"]),
-        ("model=optim.optimizer", ["'model'", "'optim.optimizer'", "transformer"]),
-        ("objective.name=masked_lm", ["--config.objective=NAME"]),
-        ("data.length=1", ["data", "length must be at least 2"]),
-    ],
+  "override, parts",
+  [
+    ("stps=3", ["'stps'", "Did you mean 'steps'?"]),
+    ("optimizer.schedule.peek=3", ["'optimizer.schedule.peek'", "Did you mean 'optimizer.schedule.peak'?"]),
+    ("peak=0.1", ["'peak'", "Did you mean 'optimizer.schedule.peak'?"]),
+    ("steps.deeper=1", ["'steps.deeper'"]),
+    ("steps=many", ["'steps'", "int", "'many'"]),
+    ("steps=2.5", ["'steps'", "int", "2.5"]),
+    ("steps=true", ["'steps'", "int", "True"]),
+    ("steps", ["--config.steps=VALUE"]),
+    ("steps=0", ["steps must be at least 1"]),
+    ("log.tensorboard=1", ["'log.tensorboard'", "bool"]),
+    ("init_from=5", ["'init_from'", "str or none", "5"]),
+    ("optimizer.algorithm=adamax", ["'optimizer.algorithm'", "'adamax'", "'adamw'", "'muon'"]),
+    ("objective=maskd_lm", ["Did you mean 'objectives.masked_lm'?"]),
+    ("objective=none", ["'objective'", "component"]),
+    ("mesh=4", ["'mesh'", "component", "4"]),
+    ("model=optim.optimizer", ["'model'", "'optim.optimizer'", "transformer"]),
+    ("objective.name=masked_lm", ["--config.objective=NAME"]),
+    ("data.length=1", ["data", "length must be at least 2"]),
+  ],
 )
 def test_a_wrong_override_is_one_sentence(override, parts):
   with refused(*parts):
@@ -170,6 +172,12 @@ def test_a_component_is_swapped_and_its_deeper_keys_apply_in_any_order(order):
   assert config.objective.keep_rate == 0.1 and "head_bias" in config.objective  # the new component's own keys, at their defaults
   assert (config.model.position.name, config.model.position.length) == ("model.position.learned", 9)
   assert "base" not in config.model.position
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_outer_swap_comes_before_an_inner_one(order):
+  config = resolved(*["model=transformer", "model.position=learned"][::order], of=use("training.experiment"))
+  assert config.model.position.name == "model.position.learned"
 
 
 def test_a_swap_forgets_the_old_components_keys():
@@ -216,20 +224,24 @@ def test_an_optional_component_is_filled_and_emptied_by_flag(outside):
 
 def write(folder, body, name="recipe.py"):
   path = folder / name
-  path.write_text("from research.core.config import use\n\ndef get_config(%s):\n" % ("size" if "size" in body else "") + textwrap.indent(body, "  ") + "\n")
+  path.write_text(
+    "from research.core.config import use\n\ndef get_config(%s):\n" % ("size" if "size" in body else "")
+    + textwrap.indent(body, "  ")
+    + "\n"
+  )
   return str(path)
 
 
 @pytest.mark.parametrize(
-    "line, parts",
-    [
-        ("config.optimizer.peek = 1", ["line 5", "no key 'peek'", "algorithm"]),
-        ("config.optimzer.b1 = 1", ["line 5", "no key 'optimzer'", "Did you mean 'optimizer'?"]),
-        ("config['optimzer'] = 1", ["line 5", "no key 'optimzer'", "Did you mean 'optimizer'?"]),
-        ("config.steps = 'many'", ["'steps'", "int"]),
-        ("config.objective = use('objectives.masked_lm', mask_rat=1)", ["mask_rat", "mask_rate"]),
-        ("config = None", ["recipe.py", "returns no config"]),
-    ],
+  "line, parts",
+  [
+    ("config.optimizer.peek = 1", ["line 5", "no key 'peek'", "algorithm"]),
+    ("config.optimzer.b1 = 1", ["line 5", "no key 'optimzer'", "Did you mean 'optimizer'?"]),
+    ("config['optimzer'] = 1", ["line 5", "no key 'optimzer'", "Did you mean 'optimizer'?"]),
+    ("config.steps = 'many'", ["'steps'", "int"]),
+    ("config.objective = use('objectives.masked_lm', mask_rat=1)", ["mask_rat", "mask_rate"]),
+    ("config = None", ["recipe.py", "returns no config"]),
+  ],
 )
 def test_a_mistake_in_a_config_file_is_one_sentence(tmp_path, line, parts):
   with refused(*parts):
@@ -252,7 +264,9 @@ def test_a_config_file_builds_on_its_neighbour(tmp_path):
   (tmp_path / "recipes_of_test").mkdir()
   write(tmp_path / "recipes_of_test", "return use('training.experiment', steps=77)", "first.py")
   path = tmp_path / "recipes_of_test" / "second.py"
-  path.write_text("from recipes_of_test import first\n\ndef get_config():\n  config = first.get_config()\n  config.seed = 5\n  return config\n")
+  path.write_text(
+    "from recipes_of_test import first\n\ndef get_config():\n  config = first.get_config()\n  config.seed = 5\n  return config\n"
+  )
   try:
     config = configs.load(str(path))
     assert (config.steps, config.seed) == (77, 5)
@@ -281,14 +295,14 @@ def test_digest_and_diff_name_what_changed():
 
 
 @pytest.mark.parametrize(
-    "change, parts",
-    [
-        (lambda plain: plain.pop("steps"), ["'steps'", "missing"]),
-        (lambda plain: plain["model"].pop("width"), ["'model.width'", "missing"]),
-        (lambda plain: plain["model"].update(widht=3), ["'model.widht'", "Did you mean 'width'?"]),
-        (lambda plain: plain["objective"].update(name="objectives.gone"), ["objectives.gone"]),
-        (lambda plain: plain.clear(), ["not a config record"]),
-    ],
+  "change, parts",
+  [
+    (lambda plain: plain.pop("steps"), ["'steps'", "missing"]),
+    (lambda plain: plain["model"].pop("width"), ["'model.width'", "missing"]),
+    (lambda plain: plain["model"].update(widht=3), ["'model.widht'", "Did you mean 'width'?"]),
+    (lambda plain: plain["objective"].update(name="objectives.gone"), ["objectives.gone"]),
+    (lambda plain: plain.clear(), ["not a config record"]),
+  ],
 )
 def test_a_damaged_record_names_the_file_and_the_key(tmp_path, change, parts):
   plain = json.loads(configs.record(resolved()))

@@ -8,12 +8,12 @@ from research.core.errors import UserError, command, nearest
 
 
 @pytest.mark.parametrize(
-    "error, status, text",
-    [
-        (UserError("key 'x' is wrong."), 2, "error: key 'x' is wrong.\n"),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "error: No space left on device at /data/x"),
-        (KeyboardInterrupt(), 130, "interrupted\n"),
-    ],
+  "error, status, text",
+  [
+    (UserError("key 'x' is wrong."), 2, "error: key 'x' is wrong.\n"),
+    (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 2, "error: No space left on device at /data/x"),
+    (KeyboardInterrupt(), 130, "interrupted\n"),
+  ],
 )
 def test_a_users_mistake_ends_in_one_line_and_a_status(capsys, error, status, text):
   def main(arguments):

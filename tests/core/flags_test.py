@@ -22,12 +22,12 @@ def test_overrides_keep_their_order_and_flags_are_set(values):
 
 
 @pytest.mark.parametrize(
-    "arguments, parts",
-    [
-        (["--wrkdir=x"], ["'--wrkdir'", "'workdir'"]),
-        (["--length=long"], ["length", "long"]),
-        (["stray"], ["'stray'", "--name=value"]),
-    ],
+  "arguments, parts",
+  [
+    (["--wrkdir=x"], ["'--wrkdir'", "'workdir'"]),
+    (["--length=long"], ["length", "long"]),
+    (["stray"], ["'stray'", "--name=value"]),
+  ],
 )
 def test_mistakes(values, arguments, parts):
   with pytest.raises(UserError) as info:

@@ -22,7 +22,9 @@ PROMPTS = [np.array(p, np.int32) for p in ([3, 1, 4, 1, 5], [9], [2, 6, 5])]
 
 
 def build(scan=False):
-  cfg = transformer.Config(layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), position=learned.Config(), deviation=0.6, scan=scan)
+  cfg = transformer.Config(
+    layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), position=learned.Config(), deviation=0.6, scan=scan
+  )
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   params["head_lm"]["bias"] = jax.random.normal(jax.random.key(1), (V,))

@@ -19,14 +19,14 @@ from tests.contracts import common
 
 
 @pytest.mark.parametrize(
-    "axes, sizes",
-    [
-        (dict(), (8, 1, 1)),
-        (dict(fsdp=2), (4, 2, 1)),
-        (dict(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-        (dict(data=1, fsdp=1, tensor=8), (1, 1, 8)),
-        (dict(data=1, fsdp=8, tensor=-1), (1, 8, 1)),
-    ],
+  "axes, sizes",
+  [
+    (dict(), (8, 1, 1)),
+    (dict(fsdp=2), (4, 2, 1)),
+    (dict(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
+    (dict(data=1, fsdp=1, tensor=8), (1, 1, 8)),
+    (dict(data=1, fsdp=8, tensor=-1), (1, 8, 1)),
+  ],
 )
 def test_sizes(axes, sizes):
   mesh = meshes.make(meshes.Config(**axes))
@@ -40,15 +40,15 @@ def test_one_device():
 
 
 @pytest.mark.parametrize(
-    "axes, parts",
-    [
-        (dict(data=3), ["data 3", "8 devices", "give 3"]),
-        (dict(data=-1, tensor=3), ["tensor 3", "divisor of 8"]),
-        (dict(data=16), ["16"]),
-        (dict(data=-1, fsdp=-1), ["at most one"]),
-        (dict(data=0), ["positive"]),
-        (dict(tensor=-2), ["positive"]),
-    ],
+  "axes, parts",
+  [
+    (dict(data=3), ["data 3", "8 devices", "give 3"]),
+    (dict(data=-1, tensor=3), ["tensor 3", "divisor of 8"]),
+    (dict(data=16), ["16"]),
+    (dict(data=-1, fsdp=-1), ["at most one"]),
+    (dict(data=0), ["positive"]),
+    (dict(tensor=-2), ["positive"]),
+  ],
 )
 def test_wrong_sizes_are_one_sentence(axes, parts):
   with pytest.raises(UserError) as info:
@@ -92,7 +92,9 @@ def placed(optimizer, axes, **changes):
 
 
 @pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("optimizer", [dict(ema=0.9), dict(algorithm="muon", ema=0.9), dict(algorithm="lion"), dict(algorithm="sgd")], ids=str)
+@pytest.mark.parametrize(
+  "optimizer", [dict(ema=0.9), dict(algorithm="muon", ema=0.9), dict(algorithm="lion"), dict(algorithm="sgd")], ids=str
+)
 def test_moments_and_averages_live_where_their_parameters_live(optimizer, scan):
   found = placed(optimizer, dict(data=2, fsdp=2, tensor=2), scan=scan)
   params = {name.removeprefix("params/"): value for name, value in found.items() if name.startswith("params/")}
