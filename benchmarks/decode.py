@@ -15,7 +15,6 @@ import tempfile
 from absl import flags
 
 from benchmarks import compare
-from benchmarks.shapes import SHAPES
 from research.core.errors import command
 from research.core.flags import parse
 

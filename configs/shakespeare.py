@@ -9,7 +9,7 @@ from research.core.config import use
 def get_config():
   return use(
       "training.experiment",
-      steps=2400,
+      steps=1300,
       batch_size=16,
       data=use("data.text", tokenizer=use("data.tokenizer", kind="character"), length=128),
       model=use(
@@ -20,6 +20,7 @@ def get_config():
           ffn=use("model.ffn.dense", activation="relu2"),
           position=use("model.position.rotary"),
           residual_init="zero",
+          dropout=0.1,
       ),
       objective=use("objectives.causal_lm"),
       optimizer=use(
@@ -27,6 +28,6 @@ def get_config():
           algorithm="muon",
           schedule=use("optim.schedule", peak=3e-3, warmup=50, shape="linear", end=0.0),
       ),
-      evaluate=use("training.evaluation", every=400, batch_size=128),
-      checkpoint=use("training.checkpoint", every=400),
+      evaluate=use("training.evaluation", every=260, batch_size=128),
+      checkpoint=use("training.checkpoint", every=260),
   )

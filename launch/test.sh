@@ -5,4 +5,4 @@ RESEARCH_EXTRAS="${RESEARCH_EXTRAS:-test}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
 "$PYTHON" -m ruff check research configs tests benchmarks experiments
-exec "$PYTHON" -m pytest "$@"
+exec "$PYTHON" -m pytest -n "${RESEARCH_TEST_WORKERS:-2}" "$@"

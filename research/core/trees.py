@@ -11,7 +11,7 @@ import numpy as np
 
 
 def leaf_name(path: tuple[Any, ...]) -> str:
-  """`block_0/attention/query/kernel` for a path as jax.tree_util gives it."""
+  """`block_0/self_attention/query/kernel` for a path as jax.tree_util gives it."""
   return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

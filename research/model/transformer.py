@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
-from research.core.config import Component, make as make_component
+from research.core.config import Component
+from research.core.config import make as make_component
 from research.core.types import Array, PyTree
 from research.model import cache as caches
 from research.model.attention import grouped

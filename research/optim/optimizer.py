@@ -4,8 +4,8 @@ In this order: guard (skip a bad batch) → clip (global norm) → algorithm →
 parameters. Weight decay is decoupled for every algorithm (Loshchilov and Hutter 2019): an update is −rate · (direction +
 weight_decay · parameter).
 
-Keys that choose parameters are regular expressions, searched in names such as `stack/block_0/attention/query/kernel` (unrolled
-layers), `stack/blocks/ffn/up/kernel` (scanned layers, stacked along a leading axis) or `embed/embedding`.
+Keys that choose parameters are regular expressions, searched in names such as `stack/block_0/self_attention/query/kernel` (unrolled
+layers), `stack/blocks/feed_forward/up/kernel` (scanned layers, stacked along a leading axis) or `embed/embedding`.
 
 The state is arrays only; whatever has a parameter's shape bears its name at the end of its own, and so is sharded like it.
 Parameters narrower than float32 have a float32 state.

@@ -6,6 +6,7 @@ seeds, so a run that was killed goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,17 +25,17 @@ from research.core.trees import map_named, named_leaves, size
 from research.core.types import Batch, Mean, PyTree, TrainState
 from research.data import stream, text
 from research.data.unigram import unigram
+from research.evals import loss as loss_eval
 from research.model import transformer
 from research.objectives.base import Objective
-from research.optim import guard, optimizer as optimizers
+from research.optim import guard
+from research.optim import optimizer as optimizers
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
-from research.evals import loss as loss_eval
 from research.training import experiment, monitor, throughput
 from research.training.checkpoint import Checkpoints
 from research.training.restore import TOKENIZER, check_same
 from research.training.step import make_train_step
-
 
 STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
 
@@ -113,10 +114,8 @@ class Stop:
 
   def __enter__(self):
     for number in (signal.SIGTERM, signal.SIGINT):
-      try:
+      with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
         self._old[number] = signal.signal(number, self._note)
-      except ValueError:  # not in the main thread: whoever runs us there handles signals
-        pass
     return self
 
   def _note(self, number, frame):

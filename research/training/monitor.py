@@ -50,7 +50,7 @@ class Monitor:
 
   def __init__(self, workdir: str, cfg: Config, steps: int, start: int, say: Callable[[str], None]):
     truncate_metrics(workdir, start)
-    self._file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115: open for the whole run
+    self._file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
     self._board = None
     if cfg.tensorboard:
       try:

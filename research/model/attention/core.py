@@ -26,7 +26,7 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
     [B, L, H, d]; zero for a query that sees nothing. The softmax is taken in at least float32.
   """
   B, L, H, d = q.shape
-  K, G = k.shape[1], k.shape[2]
+  G = k.shape[2]
   wide = jnp.promote_types(jnp.float32, q.dtype)
   q_BxGxRxLxd = (q * scale).reshape(B, L, G, H // G, d).transpose(0, 2, 3, 1, 4)
   k_BxGxKxd, v_BxGxKxd = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
@@ -37,9 +37,11 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
   if mask is not None:
     mask_Bx1x1xLxK = mask[:, None, None]
     scores = jnp.where(mask_Bx1x1xLxK, scores, jnp.finfo(wide).min)
-  probabilities = dropout(jax.nn.softmax(scores, axis=-1).astype(q.dtype))
-  out = jnp.einsum("BGRLK,BGKd->BGRLd", probabilities, v_BxGxKxd)
-  out_BxLxHxd = out.transpose(0, 3, 1, 2, 4).reshape(B, L, H, d)
+  # The softmax's denominator divides the output rather than the probabilities: d numbers a query instead of K, forward and backward.
+  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  norm = jnp.sum(weights, axis=-1, keepdims=True)
+  out = jnp.einsum("BGRLK,BGKd->BGRLd", dropout(weights.astype(q.dtype)), v_BxGxKxd, preferred_element_type=wide) / norm
+  out_BxLxHxd = out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(B, L, H, d)
   if mask is not None and (sight.blind or window is not None and sight.kind == "ordered"):
     out_BxLxHxd = jnp.where(mask.any(-1)[:, :, None, None], out_BxLxHxd, 0)
   return out_BxLxHxd

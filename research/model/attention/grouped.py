@@ -8,7 +8,8 @@ import math
 import flax.linen as nn
 import jax
 
-from research.core.config import Component, make as make_component
+from research.core.config import Component
+from research.core.config import make as make_component
 from research.core.types import Array
 from research.model.attention.core import attend
 from research.model.cache import LayerCache
