@@ -1,6 +1,6 @@
 """How long from typing the command to the first step: cold, and with the compilation cache warm.
 
-  python benchmarks/start.py [--config=configs/shakespeare_char.py] [--rounds=5]
+  python -m benchmarks.start [--config=configs/shakespeare_char.py] [--rounds=5]
 
 The data is prepared beforehand. Each round starts `python -m research.train` anew and waits for the line that follows the first step.
 """
