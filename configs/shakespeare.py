@@ -9,7 +9,7 @@ from research.core.config import use
 def get_config():
   return use(
       "training.experiment",
-      steps=950,
+      steps=800,
       batch_size=16,
       data=use("data.text", tokenizer=use("data.tokenizer", kind="character"), length=128),
       model=use(
@@ -28,6 +28,6 @@ def get_config():
           algorithm="muon",
           schedule=use("optim.schedule", peak=3e-3, warmup=50, shape="linear", end=0.0),
       ),
-      evaluate=use("training.evaluation", every=190, batch_size=128),
-      checkpoint=use("training.checkpoint", every=190),
+      evaluate=use("training.evaluation", every=160, batch_size=128),
+      checkpoint=use("training.checkpoint", every=160),
   )
