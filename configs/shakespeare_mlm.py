@@ -1,7 +1,7 @@
 """Masked language modelling on tiny Shakespeare with a byte-pair vocabulary.
 
   command   python -m research.train --config=configs/shakespeare_mlm.py --workdir=runs/shakespeare_mlm
-  expected  the closing table: held-out masked loss and accuracy beside those of token frequencies
+  expected  the closing table: held-out masked loss and accuracy beside those of token frequencies (benchmarks/README.md)
 """
 
 from research.core.config import use
