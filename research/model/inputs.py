@@ -93,19 +93,23 @@ class Sight:
   kind: Kind = flax.struct.field(pytree_node=False, default="causal")
   blind: bool = flax.struct.field(pytree_node=False, default=False)  # some query may see nothing
 
-  def mask(self, window: int | None = None) -> Array | None:
-    """bool [B or 1, L, K], True where the query sees the key; None where every query sees every key."""
+  def mask(self, window: int | None = None, start: int = 0, end: int | None = None) -> Array | None:
+    """bool [B or 1, L, K], True where the query sees the key; None where every query sees every key.
+
+    With `start` and `end`: the part for these queries; of causal rows, for the keys up to `end`, as no others are seen.
+    """
+    queries, keys = slice(start, end), slice(None, end if self.kind == "causal" else None)
+    q_positions, k_positions = self.q_positions[:, queries], self.k_positions[:, keys]
     seen = []
     if self.kind == "causal":
-      length = self.q_positions.shape[-1]
-      place = jnp.arange(length, dtype=jnp.int32)
-      seen.append(place[None, :, None] >= place[None, None, :])
+      place = jnp.arange(self.q_positions.shape[-1], dtype=jnp.int32)
+      seen.append(place[None, queries, None] >= place[None, None, keys])
     elif self.kind == "ordered":
-      seen.append(self.k_order[:, None, :] <= self.q_order[:, :, None])
+      seen.append(self.k_order[:, None, keys] <= self.q_order[:, queries, None])
     if self.q_segments is not None:
-      seen.append(self.q_segments[:, :, None] == self.k_segments[:, None, :])
+      seen.append(self.q_segments[:, queries, None] == self.k_segments[:, None, keys])
     if window is not None:
-      seen.append(jnp.abs(self.q_positions[:, :, None] - self.k_positions[:, None, :]) < window)
+      seen.append(jnp.abs(q_positions[:, :, None] - k_positions[:, None, :]) < window)
     if not seen:
       return None
     mask = seen[0]
