@@ -4,6 +4,8 @@
 
   loss        the objective's loss and metrics over the validation split, as in training
   likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals
+  similarity  Spearman's correlation × 100 between the cosine of two texts' vectors and the score that people gave them, for --data=pairs.csv
+              (or .tsv, also .gz): two texts and a score on each line
 
 Prints a table and adds the scores to evaluations.json in the workdir.
 """
@@ -26,12 +28,12 @@ from research.core.flags import parse
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_list("evals", None, "what to score: loss, likelihood (default: likelihood where the objective defines one, else loss)", flag_values=FLAGS)
-flags.DEFINE_string("data", None, "a text file to score instead of the validation split", flag_values=FLAGS)
+flags.DEFINE_list("evals", None, "what to score: loss, likelihood, similarity (default: likelihood where the objective defines one, else loss)", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or the pairs of similarity", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "which checkpoint (default: the latest)", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "rows at a time; the scores do not depend on it", flag_values=FLAGS)
 
-EVALS = ("loss", "likelihood")
+EVALS = ("loss", "likelihood", "similarity")
 
 
 def main(arguments: list[str]) -> None:
@@ -44,6 +46,8 @@ def main(arguments: list[str]) -> None:
   for name in FLAGS.evals or ():
     if name not in EVALS:
       raise UserError(f"no evaluation '{name}'.{nearest(name, EVALS)}")
+  if "similarity" in (FLAGS.evals or ()) and (not FLAGS.data or len(FLAGS.evals) > 1):
+    raise UserError("--evals=similarity is scored alone, with --data=FILE: a .csv or .tsv file (also .gz) with two texts and a score on each line.")
   startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
   scores = evaluate(FLAGS.workdir, FLAGS.evals, FLAGS.data, FLAGS.step, FLAGS.batch_size)
   print(f"{'evaluation':<12}{'score':<16}{'value':>10}  95 % interval")
@@ -51,6 +55,8 @@ def main(arguments: list[str]) -> None:
     for score, v in entry["scores"].items():
       interval = f"{v['low']:.4f} … {v['high']:.4f}" if "low" in v else ""
       print(f"{name:<12}{score:<16}{v['value']:>10.4f}  {interval}".rstrip())
+  for name, entry in scores.items():
+    print(f"{name}: {', '.join(f'{key} {value}' for key, value in entry['settings'].items())}")
   print(f"added to {os.path.join(FLAGS.workdir, 'evaluations.json')}")
 
 
@@ -59,26 +65,33 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   import jax
 
   from research.data import text
-  from research.evals import likelihood, loss
+  from research.evals import likelihood, loss, similarity
   from research.parallel import mesh as meshes
   from research.training.restore import restore
 
+  pairs = similarity.read_pairs(data) if evals == ["similarity"] else None
   run = restore(workdir, step)
   evals = evals or (["likelihood"] if run.objective.logprob is not None else ["loss"])
-  if data is None:
+  if pairs is not None:
+    rows = pairs
+  elif data is None:
     rows = text.valid_rows(text.prepare(run.cfg.data, os.path.join(workdir, "data")), run.cfg.data, run.objective.element_spec)
   else:
     rows = text.text_rows(run.tokenizer, run.cfg.data, text.read_texts(data), run.objective.element_spec)
   results = {}
   for name in evals:
-    if name == "likelihood":
+    more = {}
+    if name == "similarity":
+      evaluation = similarity.make(similarity.Config(batch_size), run.model, run.objective.causal, run.tokenizer, run.cfg.data.length)
+      scores, more = evaluation(run.params, pairs)
+    elif name == "likelihood":
       scores = likelihood.make(likelihood.Config(batch_size), run.objective, run.tokenizer.vocab)(run.apply, run.params, rows)
     else:
       mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
       values = loss.run(jax.jit(loss.make_step(run.apply, run.objective)), run.params, run.objective, rows, batch_size, mesh,
                         jax.random.key(run.cfg.seed + 1), run.step)  # fmt: skip
       scores = {score: {"value": value} for score, value in values.items()}
-    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows)}}
+    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows), **more}}
   path = os.path.join(workdir, "evaluations.json")
   kept = json.load(open(path, encoding="utf-8")) if os.path.isfile(path) else {}  # noqa: SIM115
   for name, entry in results.items():

@@ -151,7 +151,7 @@ def train_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field
 
   With layout 'chunk' the grid of windows is shifted anew each epoch, so that no token always stands at the edge of a window.
   """
-  width, pad = _width(element_spec, cfg.length), prepared.tokenizer.special["pad"]
+  width, pad = _width(element_spec, cfg.length), prepared.tokenizer.pad
   parts, sizes = [], []
   for number, (name, split) in enumerate((name, splits["train"]) for name, splits in prepared.splits.items()):
     seed = stream.hashed(cfg.seed, number)
@@ -184,7 +184,7 @@ def valid_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field
 
 
 def _covering(split, tokens: tokenizer.Tokenizer, cfg: Config, element_spec: Mapping[str, Field]) -> stream.Rows:
-  width, pad = _width(element_spec, cfg.length), tokens.special["pad"]
+  width, pad = _width(element_spec, cfg.length), tokens.pad
   layout = Packed if cfg.layout == "pack" else Chunks
   return layout(split, width, cfg.length, pad, cfg.isolate)
 

@@ -1,4 +1,4 @@
-"""Tokenizers: bytes, characters, byte-level BPE and WordPiece, trained on the spot or read from a folder.
+"""Tokenizers: bytes, characters, byte-level BPE and WordPiece, trained on the spot or read from a folder; published ones: `imported`.
 
 Every trained vocabulary begins with the same reserved tokens, so that one vocabulary serves every objective. They lie outside the text's
 own pieces: a text that spells `<mask>` is encoded as those six characters.
@@ -88,7 +88,7 @@ class Tokenizer:
       UserError: a text holds half of a surrogate pair, which no encoding of Unicode can write down.
     """
     for text in texts:
-      _refuse_surrogates(text)
+      refuse_surrogates(text)
     if self.lowercase:
       texts = [text.lower() for text in texts]
     if self.kind == "byte":
@@ -113,6 +113,15 @@ class Tokenizer:
     if self.kind == "wordpiece":
       return "".join(piece[2:] if piece.startswith("##") else " " + piece for piece in pieces).strip()
     return b"".join(pieces).decode("utf-8", "replace")
+
+  @property
+  def pad(self) -> int:
+    """The id that fills a row up. Nobody sees or scores padding, so where an imported vocabulary has none, any id will do."""
+    return self.special.get("pad", 0)
+
+  def wrap(self, ids: Sequence[int]) -> np.ndarray:
+    """int32 ids with the tokens around them that the vocabulary's model expects around a text: none here, some in an imported one."""
+    return np.asarray(ids, np.int32)
 
   def token(self, i: int) -> str:
     """One id as a person reads it."""
@@ -146,7 +155,7 @@ class Tokenizer:
   def _ranked(self) -> bool:
     if self._known_ranked is not None:
       return self._known_ranked
-    to_byte = _byte_of_symbol()
+    to_byte = byte_of_symbol()
     merges = [[bytes(to_byte[symbol] for symbol in part) for part in pair] for pair in json.loads(self._json)["model"]["merges"]]
     return is_ranked(self._pieces, merges)
 
@@ -159,8 +168,8 @@ class Tokenizer:
     if self.kind == "bpe":
       saved["ranked"] = self._ranked
     if self._json:
-      _write(os.path.join(folder, "tokenizer.json"), self._json)
-    _write(os.path.join(folder, "vocabulary.json"), json.dumps(saved))
+      write_whole(os.path.join(folder, "tokenizer.json"), self._json)
+    write_whole(os.path.join(folder, "vocabulary.json"), json.dumps(saved))
 
 
 def load(folder: str) -> Tokenizer:
@@ -172,11 +181,16 @@ def load(folder: str) -> Tokenizer:
   try:
     with open(os.path.join(folder, "vocabulary.json"), encoding="utf-8") as file:
       saved = json.load(file)
-    model = ""
-    if saved["kind"] in ("bpe", "wordpiece"):
-      with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as file:
-        model = file.read()
-    tokenizer = _assemble(saved["kind"], saved["lowercase"], saved["characters"], model, saved["ranked"])
+    if saved["kind"] == "imported":
+      from research.data import imported  # which builds on this file
+
+      tokenizer = imported.read(folder, saved)
+    else:
+      model = ""
+      if saved["kind"] in ("bpe", "wordpiece"):
+        with open(os.path.join(folder, "tokenizer.json"), encoding="utf-8") as file:
+          model = file.read()
+      tokenizer = _assemble(saved["kind"], saved["lowercase"], saved["characters"], model, saved["ranked"])
     digest = saved["digest"]
   except FileNotFoundError as error:
     raise UserError(f"no tokenizer in '{folder}': '{error.filename}' is missing.") from error
@@ -203,7 +217,7 @@ def train(cfg: Config, texts: Iterable[str]) -> Tokenizer:
   if cfg.kind == "character":
     seen: set[str] = set()
     for text in texts:
-      _refuse_surrogates(text)
+      refuse_surrogates(text)
       seen.update(text.lower() if cfg.lowercase else text)
     return _assemble("character", cfg.lowercase, sorted(seen))
   least = FIRST + (256 if cfg.kind == "bpe" else 2)
@@ -257,7 +271,7 @@ def _assemble(
   ids = json.loads(model)["model"]["vocab"]
   pieces = sorted(ids, key=ids.get)
   if kind == "bpe":
-    to_byte = _byte_of_symbol()
+    to_byte = byte_of_symbol()
     pieces = [bytes(to_byte[symbol] for symbol in piece) for piece in pieces]
   elif pieces[0] == UNKNOWN:
     pieces = pieces[1:]  # it is the reserved `unk`
@@ -293,7 +307,7 @@ def _blank_run(text: str) -> bool:
   return any(text[i : i + BLANK_RUN].isspace() for i in range(0, len(text), BLANK_RUN) if i + BLANK_RUN <= len(text))
 
 
-def _refuse_surrogates(text: str) -> None:
+def refuse_surrogates(text: str) -> None:
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -301,14 +315,15 @@ def _refuse_surrogates(text: str) -> None:
                     "mend or leave out that document.") from error  # fmt: skip
 
 
-def _write(path: str, text: str) -> None:
+def write_whole(path: str, content: str | bytes) -> None:
+  """Writes a file whole or not at all."""
   scratch = f"{path}.{uuid.uuid4().hex}"  # of its own for each process that writes here
-  with open(scratch, "w", encoding="utf-8") as file:
-    file.write(text)
+  with open(scratch, "wb") as file:
+    file.write(content if isinstance(content, bytes) else content.encode())
   os.replace(scratch, path)
 
 
-def _byte_of_symbol() -> dict[str, int]:
+def byte_of_symbol() -> dict[str, int]:
   """The printable stand-ins of byte-level BPE (Radford et al. 2019): printable Latin-1 stands for itself, the others from U+0100 on."""
   plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [b for b in range(256) if b not in plain]

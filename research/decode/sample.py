@@ -1,4 +1,4 @@
-"""Generating text left to right: greedy or sampled, with a KV cache, in one compiled loop.
+"""Generating text left to right: greedy or sampled, with a KV cache, in one compiled loop. With an encoder, from its sources.
 
 The n-th token of row i is drawn with a key made of i and n, so a row does not depend on the prompts beside it (up to the rounding of
 batched matmuls), nor on how often one looks.
@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.types import Array, PyTree
+from research.decode import reader
+from research.decode.reader import Read, Rows
+from research.decode.rules import Rules, Written, ruled
 from research.model import transformer
-from research.model.cache import Cache
-from research.model.inputs import Inputs, Projection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,15 +44,13 @@ class Config:
 class State(NamedTuple):
   """The loop's state: `count` tokens have been drawn into `tokens`."""
 
-  tokens: Array  # int32 [B, N]; `stop` from the first stop token on
+  tokens: Array  # int32 [B, N]; the first stop token from a stop token on
   count: Array  # int32 []
   before: Array  # int32 []: tokens drawn before these, where the text was read anew
+  limit: Array  # int32 []: tokens drawn at most, those before included
   done: Array  # bool [B]: a stop token was drawn
-  places: Array  # int32 [B]: position of the next token to be read
-  scores: Array  # float32 [B, V]: of the next token
-  cache: Cache
-  kernel: Array  # [D, V]: the head's kernel, transposed once: a row-major product is faster token by token
-  bias: Array | None
+  prompt: Array  # int32 [B, P]: see rules.Written
+  read: Read
   keys: Array  # [B]
 
 
@@ -81,41 +80,30 @@ def filtered(cfg: Config, scores: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model, head: str, limit: int, params: PyTree, prompt: Array, lengths: Array, before: Array, key: Array) -> State:
-  B, L = prompt.shape
-  apply = transformer.bind(model)
-  segments = (jnp.arange(L) < lengths[:, None]).astype(jnp.int32)
-  inputs = Inputs(prompt, segments=segments)
-  cache = transformer.empty_cache(model, B, L + limit)
-  output = apply(params, inputs, read={head: lengths[:, None] - 1}, cache=cache)
-  projection: Projection = output.heads[head]
+def _prefill(model, head: str, slots: int, params: PyTree, prompts: Rows, sources: Rows | None, before: Array, limit: Array, key: Array) -> State:
+  B = prompts.tokens.shape[0]
   return State(
-      tokens=jnp.zeros((B, limit), jnp.int32), count=jnp.zeros((), jnp.int32), before=before, done=jnp.zeros((B,), bool), places=lengths,
-      scores=projection.logits()[:, 0], cache=output.cache, kernel=projection.kernel.T.astype(projection.hidden.dtype), bias=projection.bias,
+      tokens=jnp.zeros((B, slots), jnp.int32), count=jnp.zeros((), jnp.int32), before=before, limit=limit, done=jnp.zeros((B,), bool),
+      prompt=reader.history(prompts), read=reader.prefill(model, head, slots, params, prompts, sources),
       keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),
   )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(5,))
-def _continue(model, head: str, cfg: Config, stop: int | None, params: PyTree, state: State, until: Array) -> State:
-  apply = transformer.bind(model)
-
+def _continue(model, head: str, cfg: Config, rules: Rules, params: PyTree, state: State, until: Array) -> State:
   def more(state: State) -> Array:
     return (state.count < until) & ~jnp.all(state.done)
 
   def step(state: State) -> State:
-    token = pick(cfg, state.scores, jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, state.before + state.count))
+    drawn = state.before + state.count
+    scores = ruled(rules, state.read.scores, Written(state.prompt, state.tokens, state.count, state.before), state.limit)
+    token = pick(cfg, scores, jax.vmap(jax.random.fold_in, in_axes=(0, None))(state.keys, drawn))
     done = state.done
-    if stop is not None:
-      token = jnp.where(done, stop, token)
-      done = done | (token == stop)
-    inputs = Inputs(token[:, None], positions=state.places[:, None])
-    output = apply(params, inputs, read={head: None}, cache=state.cache)
-    hidden = output.heads[head].hidden[:, 0]
-    scores = jnp.matmul(hidden, state.kernel, preferred_element_type=state.scores.dtype)
-    scores = scores if state.bias is None else scores + state.bias
+    if rules.stop:
+      token = jnp.where(done, rules.fill, token)
+      done = done | jnp.isin(token, np.array(rules.stop))
     tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
-    return state._replace(tokens=tokens, count=state.count + 1, done=done, places=state.places + 1, scores=scores, cache=output.cache)
+    return state._replace(tokens=tokens, count=state.count + 1, done=done, read=reader.advance(model, head, params, state.read, token))
 
   return jax.lax.while_loop(more, step, state)
 
@@ -124,32 +112,37 @@ class Generator:
   """Generates from one model.
 
   With `context`, a text that has grown to that many tokens goes on from the last half of them, read anew: what a model trained on rows of
-  that length can use.
+  that length can use. The decoder of a model with an encoder has no such second reading: its texts must fit the context.
 
-  >>> generator = Generator(model, params, stop=vocab.special["eos"], context=cfg.data.length)
+  >>> generator = Generator(model, params, Rules(stop=(vocab.special["eos"],)), context=cfg.data.length)
   >>> for tokens in generator.stream([prompt], Config(top_p=0.9), limit=256, key=jax.random.key(0)): ...
   """
 
-  def __init__(self, model: transformer.Transformer, params: PyTree, head: str = "lm", stop: int | None = None, context: int | None = None):
+  def __init__(
+    self, model: transformer.Transformer, params: PyTree, rules: Rules = Rules(), head: str = "lm", context: int | None = None
+  ):
+    rules.check(model.vocab_size)
     self._model, self._params = transformer.unrolled(model, params)
-    self._head, self._stop, self._context = head, stop, context
+    self._rules, self._head, self._context = rules, head, context
 
-  def stream(self, prompts: list[np.ndarray], cfg: Config, limit: int, key: Array, every: int = 16) -> Iterator[np.ndarray]:
+  def stream(self, prompts: list[np.ndarray] | None, cfg: Config, limit: int, key: Array, every: int = 16,
+             sources: list[np.ndarray] | None = None) -> Iterator[np.ndarray]:  # fmt: skip
     """Yields int32 [B, n], the tokens so far, after each `every` more of them, until `limit` or until every row has stopped.
 
-    A row that has drawn the stop token is filled with it.
+    A row that has drawn a stop token is filled with the first of them. A model with an encoder reads a source for each row; its prompts
+    are `Rules.start` where they are None.
     """
-    if not prompts or min(len(prompt) for prompt in prompts) < 1:
-      raise ValueError("every prompt needs at least one token")
-    texts = [np.asarray(prompt, np.int32) for prompt in prompts]
-    drawn = np.zeros((len(prompts), 0), np.int32)
+    texts, sources = reader.checked(self._model, self._rules, prompts, sources)
+    if sources is not None and self._context is not None and max(map(len, texts)) + limit > self._context:
+      raise ValueError(f"a prompt of {max(map(len, texts))} tokens and {limit} more do not fit the decoder's context of {self._context}")
+    drawn = np.zeros((len(texts), 0), np.int32)
     while drawn.shape[1] < limit:
       texts = [self._window(text) for text in texts]
-      state, room = self._read(texts, limit - drawn.shape[1], drawn, key)
+      state, room = self._read(texts, sources, limit, drawn, key)
       count = 0
       while count < room:
         until = min(count + every, room)
-        state = _continue(self._model, self._head, cfg, self._stop, self._params, state, np.int32(until))
+        state = _continue(self._model, self._head, cfg, self._rules, self._params, state, np.int32(until))
         new, count = np.asarray(state.tokens), int(state.count)
         yield np.concatenate([drawn, new[:, :count]], axis=1)
         if count < until or bool(jnp.all(state.done)):
@@ -163,19 +156,18 @@ class Generator:
       return text
     return text[-max(1, self._context // 2) :]
 
-  def _read(self, texts: list[np.ndarray], limit: int, drawn: np.ndarray, key: Array) -> tuple[State, int]:
+  def _read(self, texts: list[np.ndarray], sources: list[np.ndarray] | None, limit: int, drawn: np.ndarray, key: Array) -> tuple[State, int]:
     """Reads the texts; returns the state and how many tokens there is room for."""
-    slots = limit if self._context is None else self._context - max(map(len, texts))
-    lengths = np.array([len(text) for text in texts], np.int32)
-    padded = np.zeros((len(texts), lengths.max()), np.int32)
-    for row, text in zip(padded, texts):
-      row[: len(text)] = text
-    state = _prefill(self._model, self._head, slots, self._params, padded, lengths, np.int32(drawn.shape[1]), key)
-    if self._stop is not None:
-      state = state._replace(done=jnp.asarray((drawn == self._stop).any(axis=1)))
-    return state, min(limit, slots)
+    before = drawn.shape[1]
+    slots = limit - before if self._context is None else self._context - max(map(len, texts))
+    prompts, sources = reader.rows(texts), None if sources is None else reader.rows(sources)
+    state = _prefill(self._model, self._head, slots, self._params, prompts, sources, np.int32(before), np.int32(limit), key)
+    if self._rules.stop:
+      state = state._replace(done=jnp.asarray(np.isin(drawn, self._rules.stop).any(axis=1)))
+    return state, min(limit - before, slots)
 
-  def __call__(self, prompts: list[np.ndarray], cfg: Config, limit: int, key: Array) -> np.ndarray:
+  def __call__(self, prompts: list[np.ndarray] | None, cfg: Config, limit: int, key: Array,
+               sources: list[np.ndarray] | None = None) -> np.ndarray:  # fmt: skip
     """int32 [B, n ≤ limit]: what `stream` yields last."""
-    *_, tokens = self.stream(prompts, cfg, limit, key, every=limit)
+    *_, tokens = self.stream(prompts, cfg, limit, key, every=limit, sources=sources)
     return tokens

@@ -1,6 +1,6 @@
 """Likelihood of held-out text: loss, perplexity and bits per byte, each token of the text predicted once.
 
-The interval is a bootstrap over rows (Efron 1979): 95 % of the means of 1,000 resamples lie inside.
+The interval is a bootstrap over rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.core.types import Array, PyTree, Vocab
 from research.data import stream
+from research.evals import bootstrap
 from research.objectives.base import Objective
 
 
@@ -55,12 +56,11 @@ def _score(apply, objective: Objective, byte_length: Array, params: PyTree, rows
 
 def summarize(nll: np.ndarray, tokens: np.ndarray, size: np.ndarray, resamples: int) -> dict[str, dict[str, float]]:
   """Per-row nats, tokens and bytes [rows] -> the three scores with their intervals."""
-  draws = np.random.default_rng(0).integers(0, len(nll), (resamples, len(nll)))
+  draws = bootstrap.draws(len(nll), resamples)
   ratio = lambda below: (nll.sum() / below.sum(), nll[draws].sum(1) / below[draws].sum(1))
   loss, losses = ratio(tokens)
   scores = {"loss": (loss, losses), "perplexity": (math.exp(min(loss, 700)), np.exp(np.minimum(losses, 700)))}
   if size.sum() > 0:
     bits, many = ratio(size * math.log(2))
     scores["bits_per_byte"] = (bits, many)
-  low_high = lambda many: np.quantile(many, [0.025, 0.975])
-  return {name: {"value": float(v), "low": float(low_high(m)[0]), "high": float(low_high(m)[1])} for name, (v, m) in scores.items()}
+  return {name: bootstrap.entry(value, many) for name, (value, many) in scores.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
+import jax
 
 from research.core.config import Component, make
 from research.core.types import Array
@@ -13,6 +14,13 @@ from research.model.inputs import Sight
 from research.model.layers import Dropout, Norm, Normalize, constrain
 
 NormPlace = Literal["pre", "post"]
+
+
+class Layer(NamedTuple):
+  """What a layer keeps between calls."""
+
+  cache: LayerCache | None
+  past: Array | None  # [B, M, D]: what entered the layer for the rows before
 
 
 class Block(nn.Module):
@@ -45,22 +53,34 @@ class Block(nn.Module):
     self.feed_forward, self.ffn_norm = make(self.ffn, **kernels), Normalize(**norm)
     self.drop = Dropout(self.dropout)
 
-  def __call__(self, x: Array, cache: LayerCache | None, sight: Sight, memory: Array | None, memory_sight: Sight | None,
-               slot: Array | None, train: bool) -> tuple[Array, LayerCache | None]:  # fmt: skip
-    """x [B, L, D] -> the next x, and the layer's cache with the new keys."""
+  def __call__(self, x: Array, layer: Layer, sight: Sight, memory: Array | None, memory_sight: Sight | None, slot: Array | None,
+               bias: Array | None, train: bool) -> tuple[Array, Layer]:  # fmt: skip
+    """x [B, L, D] -> the next x, and the layer's cache with the new keys and, where it has a past, what is to be its next one."""
 
     def residual(x: Array, norm: Normalize, f) -> Array:
       y = f(norm(x)) if self.norm_place == "pre" else f(x)
       y = x + self.drop(y, train)
       return constrain(y if self.norm_place == "pre" else norm(y), "batch", "length", "embed")
 
+    cache, past = layer
+    after = None if past is None else x[:, : sight.k_positions.shape[-1] - past.shape[1]]
+    if past is not None:
+      past = jax.lax.stop_gradient(past)
+      past = self.attention_norm(past) if self.norm_place == "pre" else past
+
     def attend_self(x: Array) -> Array:
       nonlocal cache
-      y, cache = self.self_attention(x, None, sight, cache, slot, train)
+      y, cache = self.self_attention(x, None, sight, bias, cache, slot, past, train)
+      return y
+
+    def attend_source(x: Array) -> Array:
+      nonlocal cache
+      y, source = self.cross_attention(x, memory, memory_sight, None, None if cache is None else cache.source, None, None, train)
+      cache = None if cache is None else cache._replace(source=source)
       return y
 
     x = residual(x, self.attention_norm, attend_self)
     if self.cross:
-      x = residual(x, self.cross_norm, lambda x: self.cross_attention(x, memory, memory_sight, None, None, train)[0])
+      x = residual(x, self.cross_norm, attend_source)
     x = residual(x, self.ffn_norm, self.feed_forward)
-    return x, cache
+    return x, Layer(cache, after)

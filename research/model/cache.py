@@ -2,6 +2,8 @@
 
 All rows write the same slots, so a write is one slice. A prompt's padding is written too, with the order UNSEEN, and never seen:
 prompts of unequal length need no other care.
+
+The keys and values of an encoder's output enter with the first tokens. From then on neither the source nor the encoder is read again.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from research.model.inputs import UNSEEN, Inputs, Sight
 class LayerCache(NamedTuple):
   keys: Array  # [B, S, G, d]; with scanned layers [layers, B, S, G, d]
   values: Array
+  source: LayerCache | None = None  # of the encoder's output, a slot for each of its places; None before the first tokens
 
 
 class Cache(NamedTuple):
@@ -25,6 +28,7 @@ class Cache(NamedTuple):
   positions: Array  # int32 [B, S]
   order: Array  # int32 [B, S]; UNSEEN where nothing is written
   length: Array  # int32 []: slots written
+  source: Array | None = None  # int32 [B, K]: the source's segments, once its keys are in the layers
 
 
 def empty(layers: LayerCache | tuple[LayerCache, ...], batch: int, slots: int) -> Cache:
@@ -43,6 +47,14 @@ def write(cache: Cache, inputs: Inputs) -> tuple[Cache, Sight]:
   )
   sight = Sight(positions, cache.positions, q_order=positions, k_order=cache.order, kind="ordered")
   return cache, sight
+
+
+def source_sight(cache: Cache, inputs: Inputs) -> Sight:
+  """How the new tokens see the source whose keys are cached: all of its document 1, unless they have segments of their own."""
+  place, segments = inputs.place(), inputs.segments
+  own = jnp.ones_like(place) if segments is None else segments
+  k_positions = jnp.broadcast_to(jnp.arange(cache.source.shape[1], dtype=jnp.int32), cache.source.shape)
+  return Sight(place, k_positions, own, cache.source, kind="full", blind=segments is not None, both_ways=True)
 
 
 def advance(cache: Cache, layers: LayerCache | tuple[LayerCache, ...], count: int) -> Cache:

@@ -34,11 +34,13 @@ UNSEEN = np.iinfo(np.int32).max  # the order of a key that no query may see
 class Inputs:
   """The rows of a batch (or, without the leading axis B, one row)."""
 
-  tokens: Array  # int32 [B, L]
+  tokens: Array | None = None  # int32 [B, L]; None where a model reads images
   positions: Array | None = None  # int32 [B, L]; None: 0 … L−1
   segments: Array | None = None  # int32 [B, L]: 0 padding, 1, 2, … documents packed into the row; None: one document, no padding
   order: Array | None = None  # int32 [B, L]: for kind 'ordered' only
   types: Array | None = None  # int32 [B, L]: token types (BERT's sentence A and B)
+  queries: Array | None = None  # int32 [B, P]: places that a second stream asks about without seeing them (XLNet); for kind 'ordered' only
+  images: Array | None = None  # [B, height, width, channels], for a model of patches
   source: "Inputs | None" = None  # what the encoder of an encoder–decoder reads
   kind: Kind = flax.struct.field(pytree_node=False, default="causal")
 
@@ -50,11 +52,22 @@ class Inputs:
 
 
 class HeadConfig(NamedTuple):
-  """A head that an objective reads; the model is built with exactly these."""
+  """A head that an objective reads; the model is built with exactly these.
 
-  kind: Literal["token"] = "token"  # token: a score for each entry of the vocabulary
-  transform: bool = False  # dense, activation and norm before the scores (BERT's masked-LM head, Devlin et al. 2019)
-  bias: bool = False  # a bias for each entry
+  token   a score for each entry of the vocabulary, left as a Projection
+  vector  a vector or scores of classes [B, P, ·], of a whole document or of each place
+  scale   one learned positive number [], such as a temperature's inverse; it reads nothing
+  """
+
+  kind: Literal["token", "vector", "scale"] = "token"
+  transform: bool = False  # dense and activation (token: and norm) first: BERT's masked-LM head and pooler (Devlin et al. 2019)
+  activation: str = "gelu"  # of the transform
+  bias: bool = False  # token: for each entry; vector: of the outputs
+  outputs: int = 0  # vector: numbers it gives; 0: the width of what it reads
+  pool: Literal["each", "first", "mean"] = "each"  # vector: of each place; of a document's first place; the mean of a document's places
+  normalize: bool = False  # vector: to Euclidean length 1
+  initial: float = 1.0  # scale: its first value
+  tower: str | None = None  # of a model with towers: the one that it belongs to
 
 
 class Projection(NamedTuple):
@@ -76,6 +89,7 @@ class Output(NamedTuple):
   heads: Mapping[str, Any]  # name -> what that head gives, at the positions that were asked for
   hidden: Array  # [B, L, D] after the last norm
   cache: Any  # the KV cache with the new keys written, or None
+  past: Any  # with `past` given: what entered each layer, to be the next rows' past
   aux: Mapping[str, Array]  # losses of the model's own (load balancing)
   updates: Mapping[str, Array]  # changes of parameters that have no gradient
 
@@ -90,8 +104,11 @@ class Sight:
   k_segments: Array | None = None
   q_order: Array | None = None
   k_order: Array | None = None
+  q_types: Array | None = None
+  k_types: Array | None = None
   kind: Kind = flax.struct.field(pytree_node=False, default="causal")
   blind: bool = flax.struct.field(pytree_node=False, default=False)  # some query may see nothing
+  both_ways: bool = flax.struct.field(pytree_node=False, default=False)  # some query may see a later key
 
   def mask(self, window: int | None = None, start: int = 0, end: int | None = None) -> Array | None:
     """bool [B or 1, L, K], True where the query sees the key; None where every query sees every key.
@@ -118,18 +135,44 @@ class Sight:
     return mask
 
 
-def self_sight(inputs: Inputs) -> Sight:
-  """How the positions of a row see each other."""
-  place = inputs.place()
-  order = inputs.order if inputs.kind == "ordered" else None
-  return Sight(place, place, inputs.segments, inputs.segments, order, order, kind=inputs.kind, blind=inputs.kind == "ordered")
+class Past(NamedTuple):
+  """Hidden states of earlier rows, which every query sees (Transformer-XL's memory). No gradient flows into them."""
+
+  hidden: Any  # what entered each layer, [B, M, D]: a tuple of the layers, or stacked where they are scanned
+  positions: Array  # int32 [B, M], usually −M … −1
+  segments: Array | None = None  # int32 [B, M]; given where the new rows have them
+  types: Array | None = None  # int32 [B, M]; None: type 0
+
+
+def self_sight(inputs: Inputs, past: Past | None = None) -> Sight:
+  """How the positions of a row see each other, and the past; the queries of a second stream follow those of the first."""
+  place, segments, order, types, kind = inputs.place(), inputs.segments, inputs.order, inputs.types, inputs.kind
+  if (kind == "ordered") != (order is not None):
+    raise ValueError("Inputs.order belongs to kind 'ordered', and to no other")
+  if past is not None and kind == "causal":  # the past shifts the keys, so their places no longer tell the order
+    order, kind = jnp.broadcast_to(jnp.arange(place.shape[-1], dtype=jnp.int32), place.shape), "ordered"
+  q = k = (place, segments, order, types)
+  if inputs.queries is not None:
+    if kind != "ordered":
+      raise ValueError("Inputs.queries needs kind 'ordered': what a query may see, the order tells")
+    ask = lambda x: None if x is None else jnp.concatenate([x, jnp.take_along_axis(x, inputs.queries, axis=-1)], axis=-1)
+    of_query = jnp.arange(place.shape[-1] + inputs.queries.shape[-1]) >= place.shape[-1]
+    q = (ask(place), ask(segments), ask(order) - of_query, ask(types))  # an order lower by one: a query does not see its own place
+  if past is not None:
+    if (segments is None) != (past.segments is None):
+      raise ValueError("segments must be given for both the rows and their past, or for neither")
+    lead = lambda old, new: None if new is None else jnp.concatenate([old, new], axis=-1)
+    zero = jnp.zeros_like(past.positions)
+    k = (lead(past.positions, place), lead(past.segments, segments), lead(jnp.full_like(zero, np.iinfo(np.int32).min), order),
+         lead(zero if past.types is None else past.types, types))  # fmt: skip
+  return Sight(q[0], k[0], q[1], k[1], q[2], k[2], q[3], k[3], kind=kind, blind=kind == "ordered", both_ways=inputs.kind != "causal")
 
 
 def cross_sight(inputs: Inputs, source: Inputs) -> Sight:
   """How a decoder's positions see the encoder's: all of the same segment."""
   if (inputs.segments is None) != (source.segments is None):
     raise ValueError("segments must be given for both the decoder's input and its source, or for neither")
-  return Sight(inputs.place(), source.place(), inputs.segments, source.segments, kind="full", blind=inputs.segments is not None)
+  return Sight(inputs.place(), source.place(), inputs.segments, source.segments, kind="full", blind=inputs.segments is not None, both_ways=True)
 
 
 def positions_within(segments: Array) -> Array:

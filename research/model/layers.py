@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from research.core.types import Array
 
-Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "gelu_quick", "silu", "tanh"]
 Norm = Literal["layer", "rms"]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -21,7 +21,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # the other approximation of Hendrycks and Gimpel 2016 (CLIP)
     "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
 }
 
 

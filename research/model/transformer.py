@@ -23,13 +23,14 @@ from research.core.config import make as make_component
 from research.core.types import Array, PyTree
 from research.model import cache as caches
 from research.model.attention import grouped
-from research.model.block import Block, NormPlace
+from research.model.block import Block, Layer, NormPlace
 from research.model.embed import Embed
 from research.model.ffn import dense
 from research.model.heads import HEADS
-from research.model.inputs import HeadConfig, Inputs, Output, Sight, cross_sight, self_sight
-from research.model.layers import Dropout, Norm, Normalize, constrain
+from research.model.inputs import HeadConfig, Inputs, Output, Past, Sight, cross_sight, self_sight
+from research.model.layers import Dropout, Linear, Norm, Normalize, constrain
 from research.model.position import rotary
+from research.model.position.base import Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +45,14 @@ class Config:
   norm_place: NormPlace = "pre"  # before each sublayer, with one more norm at the end; or after each residual sum
   norm_bias: bool = False  # a bias in layer norms
   epsilon: float = 1e-6  # inside the norms' square root
+  embed_width: int | None = None  # of the embeddings, projected to width where it differs (ELECTRA); None: width
   embed_norm: bool = False  # a norm right after the embeddings (BERT)
   embed_scale: bool = False  # embeddings times √width (Vaswani et al. 2017, section 3.4)
   token_types: int = 0  # entries of the token-type embedding (BERT: 2); 0: none
+  patches: Component | None = None  # rows are images, cut into patches (ViT); None: tokens
+  queries: bool = False  # a second stream of queries can be asked (XLNet): it starts from one learned vector
   tie_head: bool = True  # token heads read the embedding's table
+  head_scale: bool = False  # hidden states times 1/√width before token heads (T5 where it ties them)
   dropout: float = 0.0  # on the embeddings and on every sublayer's output
   deviation: float = 0.02  # of the normal that kernels and embeddings are drawn from
   residual_init: Literal["scaled", "same", "zero"] = "scaled"  # kernels that write to the residual stream: deviation/√(2·layers) (GPT-2), the same, zero
@@ -61,7 +66,7 @@ REMAT = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full
 
 
 class Stack(nn.Module):
-  """`layers` blocks, unrolled (parameters block_0, block_1, …) or scanned (blocks, with a leading axis)."""
+  """Blocks one after the other: unrolled (block_0, block_1, …) or scanned (blocks, with a leading axis)."""
 
   cfg: Config
   layers: int
@@ -69,30 +74,32 @@ class Stack(nn.Module):
   cross: bool
 
   @nn.compact
-  def __call__(self, x: Array, sight: Sight, memory: Array | None = None, memory_sight: Sight | None = None,
-               cache: caches.Cache | None = None, train: bool = False) -> tuple[Array, Any]:  # fmt: skip
+  def __call__(self, x: Array, sight: Sight, memory: Array | None = None, memory_sight: Sight | None = None, bias: Array | None = None,
+               cache: caches.Cache | None = None, past: Past | None = None, train: bool = False) -> tuple[Array, Any, Any]:  # fmt: skip
+    """x [B, L, D] -> what leaves the last block, the layers' caches and their next past (a tuple, or stacked where scanned)."""
     cfg = self.cfg
     out = {"scaled": cfg.deviation / math.sqrt(2 * self.layers), "same": cfg.deviation, "zero": 0.0}[cfg.residual_init]
-    block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], static_argnums=(7,), prevent_cse=not cfg.scan)
+    block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], static_argnums=(8,), prevent_cse=not cfg.scan)
     kwargs = dict(
         attention=cfg.attention, ffn=cfg.ffn, position=cfg.position, width=cfg.width, length=self.length, cross=self.cross, norm=cfg.norm,
         norm_place=cfg.norm_place, norm_bias=cfg.norm_bias, epsilon=cfg.epsilon, dropout=cfg.dropout, deviation=cfg.deviation,
         out_deviation=out, dtype=cfg.dtype, param_dtype=cfg.param_dtype,
     )  # fmt: skip
     slot = None if cache is None else cache.length
+    cached, hidden = None if cache is None else cache.layers, None if past is None else past.hidden
     if not cfg.scan:
-      layers = []
+      after = []
       for i in range(self.layers):
-        layer_cache = None if cache is None else cache.layers[i]
-        x, layer_cache = block(**kwargs, name=f"block_{i}")(x, layer_cache, sight, memory, memory_sight, slot, train)
-        layers.append(layer_cache)
-      return x, None if cache is None else tuple(layers)
+        layer = Layer(None if cached is None else cached[i], None if hidden is None else hidden[i])
+        x, layer = block(**kwargs, name=f"block_{i}")(x, layer, sight, memory, memory_sight, slot, bias, train)
+        after.append(layer)
+      return x, None if cache is None else tuple(a.cache for a in after), None if past is None else tuple(a.past for a in after)
     scanned = nn.scan(
         block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.layers,
-        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast, nn.broadcast), metadata_params={nn.PARTITION_NAME: "layers"},
+        in_axes=(0, *[nn.broadcast] * 6), metadata_params={nn.PARTITION_NAME: "layers"},
     )  # fmt: skip
-    layer_cache = None if cache is None else cache.layers
-    return scanned(**kwargs, name="blocks")(x, layer_cache, sight, memory, memory_sight, slot, train)
+    x, after = scanned(**kwargs, name="blocks")(x, Layer(cached, hidden), sight, memory, memory_sight, slot, bias, train)
+    return x, after.cache, after.past
 
 
 class Transformer(nn.Module):
@@ -105,72 +112,126 @@ class Transformer(nn.Module):
     cfg = self.cfg
     common = dict(dtype=cfg.dtype, param_dtype=cfg.param_dtype)
     norm = dict(kind=cfg.norm, bias=cfg.norm_bias, epsilon=cfg.epsilon, **common)
-    self.embed = Embed(self.vocab_size, cfg.width, cfg.deviation, **common)
-    self.position = make_component(cfg.position, width=cfg.width, length=self.length, deviation=cfg.deviation, **common)
+    width = cfg.embed_width or cfg.width
+    if cfg.patches is None:
+      self.embed = Embed(self.vocab_size, width, cfg.deviation, **common)
+    else:
+      self.patches = make_component(cfg.patches, width=width, deviation=cfg.deviation, **common)
     if cfg.token_types:
-      self.type_embed = Embed(cfg.token_types, cfg.width, cfg.deviation, axes=(None, "embed"), **common)
+      self.type_embed = Embed(cfg.token_types, width, cfg.deviation, axes=(None, "embed"), **common)
     if cfg.embed_norm:
       self.embed_norm = Normalize(**norm)
+    if width != cfg.width:
+      self.embed_out = Linear((width,), (cfg.width,), ("embed", None), bias=True, deviation=cfg.deviation, **common)
+    if cfg.queries:
+      init = nn.with_logical_partitioning(nn.initializers.normal(cfg.deviation), ("embed",))
+      self.query_embedding = self.param("query_embedding", init, (width,), cfg.param_dtype)
+    length = self.length if cfg.patches is None else self.patches.places
+    sizes = Sizes(width, length, cfg.attention.heads, grouped.head_dim(cfg.attention, cfg.width), cfg.deviation, cfg.dtype, cfg.param_dtype)
+    self.position = make_component(cfg.position, sizes)
     self.drop = Dropout(cfg.dropout)
     if cfg.encoder_layers:
-      self.encoder = Stack(cfg, cfg.encoder_layers, self.length, cross=False)
+      self.encoder_position = make_component(cfg.position, sizes)
+      self.encoder = Stack(cfg, cfg.encoder_layers, length, cross=False)
+      if cfg.embed_norm:
+        self.encoder_embed_norm = Normalize(**norm)
       if cfg.norm_place == "pre":
         self.encoder_norm = Normalize(**norm)
-    self.stack = Stack(cfg, cfg.layers, self.length, cross=cfg.encoder_layers > 0)
+    self.stack = Stack(cfg, cfg.layers, length, cross=cfg.encoder_layers > 0)
     if cfg.norm_place == "pre":
       self.final_norm = Normalize(**norm)
     self.head = {
-        name: HEADS[head.kind](head, self.vocab_size, cfg.width, cfg.tie_head, cfg.norm, cfg.epsilon, cfg.deviation, **common)
+        name: HEADS[head.kind](head, self.vocab_size, cfg.width, width, cfg.tie_head, cfg.norm, cfg.epsilon, cfg.deviation, **common)
         for name, head in self.heads.items()
     }
 
-  def embedded(self, inputs: Inputs, train: bool) -> Array:
-    """[B, L, D]: tokens, types and positions, before the first block."""
-    x = self.embed(inputs.tokens)
+  def embedded(self, inputs: Inputs, train: bool, encoder: bool = False) -> Array:
+    """[B, L, D]: tokens or patches, types and positions, before the first block; then the queries of a second stream, [B, L + P, D]."""
+    x = self.embed(inputs.tokens) if self.cfg.patches is None else self.patches(inputs.images)
+    place, types = inputs.place(), inputs.types
+    if inputs.queries is not None:
+      start = jnp.broadcast_to(self.query_embedding.astype(x.dtype), (*inputs.queries.shape, x.shape[-1]))
+      x = jnp.concatenate([x, start], axis=1)
+      asked = lambda of: None if of is None else jnp.concatenate([of, jnp.take_along_axis(of, inputs.queries, axis=1)], axis=1)
+      place, types = asked(place), asked(types)
     if self.cfg.embed_scale:
       x = x * math.sqrt(self.cfg.width)
     if self.cfg.token_types:
-      x = x + self.type_embed(jnp.zeros_like(inputs.tokens) if inputs.types is None else inputs.types)
-    x = self.position.embed(x, inputs.place())
+      x = x + self.type_embed(jnp.zeros_like(place) if types is None else types)
+    x = (self.encoder_position if encoder else self.position).embed(x, place)
     if self.cfg.embed_norm:
-      x = self.embed_norm(x)
-    return constrain(self.drop(x, train), "batch", "length", "embed")
+      x = (self.encoder_embed_norm if encoder else self.embed_norm)(x)
+    x = self.drop(x, train)
+    if x.shape[-1] != self.cfg.width:
+      x = self.embed_out(x)
+    return constrain(x, "batch", "length", "embed")
 
   def __call__(self, inputs: Inputs, read: Mapping[str, Array | None] | None = None, cache: caches.Cache | None = None,
-               memory: Array | None = None, train: bool = False) -> Output:  # fmt: skip
-    """Runs the stack and the heads in `read`, each at the given positions int [B, P] (None: everywhere).
+               memory: Array | None = None, past: Past | None = None, train: bool = False) -> Output:  # fmt: skip
+    """Runs the stack and the heads in `read`, each at the given places int [B, P] (None: as the head's `pool` says; token: everywhere).
 
-    `memory` [B, K, D] is an encoder's output computed before (decoding); by default the encoder reads `inputs.source`.
+    `memory` [B, K, D] is an encoder's output computed before; by default the encoder reads `inputs.source`. With a cache the source is
+    read with the first tokens, and what is given of it later is not looked at. With `past`, the hidden states of earlier rows are seen
+    too, and `Output.past` holds those of these rows. The queries of a second stream are the places L, L + 1, ….
     """
+    if self.cfg.patches is not None:
+      inputs = inputs.replace(positions=jnp.broadcast_to(jnp.arange(self.patches.places), (inputs.images.shape[0], self.patches.places)))
     memory_sight = None
-    if self.cfg.encoder_layers:
+    if self.cfg.encoder_layers and cache is not None and cache.source is not None:
+      memory, memory_sight = None, caches.source_sight(cache, inputs)
+    elif self.cfg.encoder_layers:
       if inputs.source is None:
         raise ValueError("a model with encoder_layers > 0 needs Inputs.source; this objective gives none")
       memory_sight = cross_sight(inputs, inputs.source)
       memory = self.encode(inputs.source, train) if memory is None else memory
+      if cache is not None:
+        own = inputs.source.segments
+        cache = cache._replace(source=jnp.ones(memory.shape[:2], jnp.int32) if own is None else own)
     x = self.embedded(inputs, train)
     if cache is None:
-      sight = self_sight(inputs)
+      sight = self_sight(inputs, past)
     else:
       cache, sight = caches.write(cache, inputs)
-    x, layers = self.stack(x, sight, memory, memory_sight, cache, train)
+    x, layers, hidden = self.stack(x, sight, memory, memory_sight, self.position.stack_bias(sight), cache, past, train)
     if self.cfg.norm_place == "pre":
       x = self.final_norm(x)
     if cache is not None:
       cache = caches.advance(cache, layers, inputs.tokens.shape[1])
-    heads = {}
-    for name, positions in (read or {}).items():
-      hidden = x if positions is None else jnp.take_along_axis(x, positions[:, :, None], axis=1)
-      heads[name] = self.head[name](hidden, self.embed.embedding)
-    return Output(heads, x, cache, {}, {})
+    heads = {name: self._read(name, x, sight.q_segments, places) for name, places in (read or {}).items()}
+    return Output(heads, x, cache, hidden, {}, {})
+
+  def _read(self, name: str, x: Array, segments: Array | None, places: Array | None):
+    """What the head `name` gives at `places` int [B, P] of x [B, L, D]."""
+    head = self.heads[name]
+    if head.kind == "vector" and head.pool != "each" and places is None:
+      places = jnp.zeros((x.shape[0], 1), jnp.int32)
+    if head.kind == "vector" and head.pool == "mean":
+      same = jnp.ones((*places.shape, x.shape[1]), x.dtype)
+      if segments is not None:  # the mean over the document in which the place lies
+        same = (jnp.take_along_axis(segments, places, axis=1)[:, :, None] == segments[:, None, :]).astype(x.dtype)
+      hidden = jnp.einsum("BPL,BLD->BPD", same, x) / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1e-9)
+    else:
+      hidden = x if places is None else jnp.take_along_axis(x, places[:, :, None], axis=1)
+    if head.kind == "token" and self.cfg.head_scale:
+      hidden = hidden / math.sqrt(self.cfg.width)
+    return self.head[name](hidden, None if self.cfg.patches is not None else self.embed.embedding)
 
   def encode(self, source: Inputs, train: bool = False) -> Array:
     """The encoder's output [B, K, D]."""
-    x, _ = self.encoder(self.embedded(source, train), self_sight(source), train=train)
+    sight = self_sight(source)
+    x, _, _ = self.encoder(self.embedded(source, train, encoder=True), sight, bias=self.encoder_position.stack_bias(sight), train=train)
     return self.encoder_norm(x) if self.cfg.norm_place == "pre" else x
 
-  def everything(self, inputs: Inputs) -> Output:
-    """Calls every part once, so that initialisation makes every parameter."""
+  def everything(self, batch: int) -> Output:
+    """Calls every part once on `batch` rows, so that initialisation makes every parameter."""
+    if self.cfg.patches is not None:
+      inputs = Inputs(images=jnp.zeros((batch, *self.patches.image), self.cfg.dtype), kind="full")
+    else:
+      tokens = jnp.zeros((batch, self.length), jnp.int32)
+      inputs = Inputs(tokens)
+      if self.cfg.queries:
+        inputs = Inputs(tokens, order=tokens, queries=tokens[:, :1], kind="ordered")
+      inputs = inputs.replace(types=tokens, source=Inputs(tokens, kind="full") if self.cfg.encoder_layers else None)
     return self(inputs, {name: None for name in self.heads})
 
 
@@ -181,26 +242,25 @@ def make(cfg: Config, vocab_size: int, heads: Mapping[str, HeadConfig], length: 
   return Transformer(cfg, vocab_size, FrozenDict(heads), length)  # frozen: a model is a static argument of compiled functions
 
 
-def init(model: Transformer, key: Array, batch: int = 1) -> PyTree:
-  """Parameters, each boxed with its logical axis names (flax.linen.LogicallyPartitioned)."""
-  inputs = Inputs(jnp.zeros((batch, model.length), jnp.int32))
-  if model.cfg.encoder_layers:
-    inputs = inputs.replace(source=Inputs(inputs.tokens, kind="full"))
-  return model.init(key, inputs, method="everything")["params"]
+def init(model: nn.Module, key: Array, batch: int = 1) -> PyTree:
+  """Parameters of a Transformer or of towers, each boxed with its logical axis names (flax.linen.LogicallyPartitioned)."""
+  return model.init(key, batch, method="everything")["params"]
 
 
-def bind(model: Transformer) -> Apply:
+def bind(model: nn.Module) -> Apply:
   """The pure function that objectives receive.
 
-  apply(params, inputs, *, read={head: positions or None}, tower=None, cache=None, key=None, train=False) -> Output
+  apply(params, inputs, *, read={head: places or None}, tower=None, cache=None, memory=None, past=None, key=None, train=False) -> Output
   """
+  towers = getattr(model, "towers", ())
 
   def apply(params: PyTree, inputs: Inputs, *, read: Mapping[str, Array | None], tower: str | None = None, cache=None, memory=None,
-            key: Array | None = None, train: bool = False) -> Output:  # fmt: skip
-    if tower is not None:
-      raise ValueError(f"this model has no tower '{tower}': it is a single Transformer")
+            past: Past | None = None, key: Array | None = None, train: bool = False) -> Output:  # fmt: skip
+    if tower is not None and tower not in towers:
+      raise ValueError(f"this model has no tower '{tower}': " + (f"it has {', '.join(towers)}" if towers else "it is a single Transformer"))
     rngs = {"dropout": key} if train and key is not None else None
-    return model.apply({"params": params}, inputs, read, cache, memory, train, rngs=rngs)
+    kwargs = dict(cache=cache, memory=memory, past=past, train=train, rngs=rngs)
+    return model.apply({"params": params}, inputs, read, **kwargs, **({"tower": tower} if towers else {}))
 
   return apply
 

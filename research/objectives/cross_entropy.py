@@ -17,7 +17,7 @@ from research.core.types import Array
 from research.model.inputs import Projection
 from research.model.layers import constrain
 
-CHUNK = 1 << 21  # logits of one row that are alive at a time (8 MiB a row in float32)
+CHUNK = 1 << 22  # logits of one row that are alive at a time (16 MiB a row in float32); fewer chunks add to the gradient of the kernel less often
 
 
 class TokenLoss(NamedTuple):
@@ -43,7 +43,7 @@ def token_loss(scores: Projection, targets: Array, weights: Array) -> TokenLoss:
   wide = jnp.promote_types(jnp.float32, scores.hidden.dtype)
   # The kernel is gathered along its sharded width once, not once a chunk.
   kernel = constrain(scores.kernel.astype(scores.hidden.dtype), "vocab", None)
-  bias = jnp.zeros((V,), wide) if scores.bias is None else scores.bias.astype(wide)
+  bias = None if scores.bias is None else scores.bias.astype(wide)
   total, nll, correct = _fused(scores.hidden, kernel, bias, targets, weights.astype(wide), chunks)
   return TokenLoss(total, nll, correct)
 
@@ -74,44 +74,51 @@ def _scan(body, init, xs: tuple[Array, ...], chunks: int):
   return carry, tuple(map(_join, ys))
 
 
-def _scores(hidden: Array, kernel: Array, bias: Array, targets: Array):
-  """Logits [B, c, V] of a chunk, their logsumexp [B, c], −log p(target) and whether the target scores highest."""
-  logits = jnp.einsum("BPD,VD->BPV", hidden, kernel, preferred_element_type=bias.dtype) + bias
+def _scores(hidden: Array, kernel: Array, bias: Array | None, targets: Array, weights: Array):
+  """Logits [n, V] of the n = B · c places of a chunk, their logsumexp [n], −log p(target) and whether the target scores highest."""
+  logits = jax.lax.dot_general(hidden, kernel, (((1,), (1,)), ((), ())), preferred_element_type=weights.dtype)
+  logits = logits if bias is None else logits + bias
   peak = jnp.max(logits, axis=-1)
-  norm = jnp.log(jnp.sum(jnp.exp(logits - peak[..., None]), axis=-1)) + peak
-  target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  norm = jnp.log(jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)) + peak
+  target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
   return logits, norm, norm - target, target >= peak
+
+
+def _rows(chunk: tuple[Array, ...]) -> tuple[Array, ...]:
+  """[B, c, …] -> [B · c, …]: with two axes of rows XLA on a CPU copies the gradient of the logits into another order."""
+  return tuple(x.reshape(-1, *x.shape[2:]) for x in chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _fused(hidden, kernel, bias, targets, weights, chunks):
   def body(total, chunk):
-    hidden, targets, weights = chunk
-    _, _, nll, correct = _scores(hidden, kernel, bias, targets)
-    return total + jnp.sum(nll * weights), (nll, correct)
+    shape = chunk[1].shape
+    hidden, targets, weights = _rows(chunk)
+    _, _, nll, correct = _scores(hidden, kernel, bias, targets, weights)
+    return total + jnp.sum(nll * weights), (nll.reshape(shape), correct.reshape(shape))
 
-  total, (nll, correct) = _scan(body, jnp.zeros((), bias.dtype), (hidden, targets, weights), chunks)
+  total, (nll, correct) = _scan(body, jnp.zeros((), weights.dtype), (hidden, targets, weights), chunks)
   return total, nll, correct
 
 
 def _forward(hidden, kernel, bias, targets, weights, chunks):
+  wide = weights.dtype
+
   def body(carry, chunk):
     total, d_kernel, d_bias = carry
-    hidden, targets, weights = chunk
-    logits, norm, nll, correct = _scores(hidden, kernel, bias, targets)
-    hit = targets[..., None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
-    d_logits = (jnp.exp(logits - norm[..., None]) - hit) * weights[..., None]
-    low = d_logits.astype(hidden.dtype)
-    d_hidden = jnp.einsum("BPV,VD->BPD", low, kernel)
-    # Over one axis of rows: with two, XLA on a CPU first copies the gradient of the logits into another order.
-    rows = (((0,), (0,)), ((), ()))
-    d_kernel = d_kernel + jax.lax.dot_general(
-        low.reshape(-1, low.shape[-1]), hidden.reshape(-1, hidden.shape[-1]), rows, preferred_element_type=bias.dtype
-    )
-    d_bias = d_bias + jnp.sum(d_logits, axis=(0, 1))
-    return (total + jnp.sum(nll * weights), d_kernel, d_bias), (nll, correct, d_hidden)
+    shape = chunk[0].shape
+    hidden, targets, weights = _rows(chunk)
+    logits, norm, nll, correct = _scores(hidden, kernel, bias, targets, weights)
+    hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    d_logits = ((jnp.exp(logits - norm[:, None]) - hit) * weights[:, None]).astype(hidden.dtype)
+    d_hidden = jax.lax.dot_general(d_logits, kernel, (((1,), (0,)), ((), ())))
+    down = (((0,), (0,)), ((), ()))
+    d_kernel = d_kernel + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)
+    if bias is not None:  # a product, which is faster than a sum down the columns
+      d_bias = d_bias + jax.lax.dot_general(d_logits, jnp.ones((len(d_logits), 1), d_logits.dtype), down, preferred_element_type=wide)[:, 0]
+    return (total + jnp.sum(nll * weights), d_kernel, d_bias), (nll.reshape(shape[:2]), correct.reshape(shape[:2]), d_hidden.reshape(shape))
 
-  zero = (jnp.zeros((), bias.dtype), jnp.zeros(kernel.shape, bias.dtype), jnp.zeros_like(bias))
+  zero = (jnp.zeros((), wide), jnp.zeros(kernel.shape, wide), None if bias is None else jnp.zeros_like(bias))
   (total, d_kernel, d_bias), (nll, correct, d_hidden) = _scan(body, zero, (hidden, targets, weights), chunks)
   return (total, nll, correct), (d_hidden, d_kernel.astype(kernel.dtype), d_bias)
 
@@ -120,7 +127,7 @@ def _backward(chunks, residuals, cotangents):
   del chunks
   d_hidden, d_kernel, d_bias = residuals
   g = cotangents[0]
-  return (d_hidden * g.astype(d_hidden.dtype), d_kernel * g.astype(d_kernel.dtype), d_bias * g, None, None)
+  return (d_hidden * g.astype(d_hidden.dtype), d_kernel * g.astype(d_kernel.dtype), None if d_bias is None else d_bias * g, None, None)
 
 
 _fused.defvjp(_forward, _backward)

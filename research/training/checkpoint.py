@@ -19,6 +19,7 @@ from research.core.types import PyTree, TrainState
 from research.optim import optimizer
 
 FOLDER = "checkpoints"
+CHUNK = 16_000_000  # bytes of an array that are compressed at a time, where memory counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,12 @@ def _loss(metrics: dict[str, float]) -> float:
 class Checkpoints:
   """The checkpoints of one workdir."""
 
-  def __init__(self, workdir: str, cfg: Config | None = None):
+  def __init__(self, workdir: str, cfg: Config | None = None, in_flight: int | None = None):
+    """
+    Args:
+      cfg: what is kept; None: nothing will be saved.
+      in_flight: bytes that saving may copy at a time, more than the largest array; None: all, which frees the arrays soonest.
+    """
     import orbax.checkpoint as ocp
     from orbax.checkpoint import checkpoint_managers as policies
 
@@ -62,7 +68,13 @@ class Checkpoints:
       raise UserError(f"no checkpoints in '{workdir}': name the workdir of a run that has saved one.")
     if cfg is not None:
       self._check_losses()
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    handlers, self._chunk = None, None
+    if in_flight is not None:
+      # A file for each piece: the format that gathers them into few files gathers them in memory first.
+      state = ocp.StandardCheckpointHandler(save_concurrent_gb=in_flight / 1e9, use_ocdbt=False)
+      handlers = {"state": state, "meta": ocp.JsonCheckpointHandler()}
+      self._chunk = CHUNK
+    self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
     return sorted(self._manager.all_steps())
@@ -74,10 +86,12 @@ class Checkpoints:
       UserError: this save or the one before could not be written (a full disk). What was saved before is whole.
     """
     args = self._ocp.args
-    step = int(state.step)
+    step, arrays, pieces = int(state.step), _arrays(state), None
+    if self._chunk is not None:
+      pieces = jax.tree.map(lambda _: self._ocp.SaveArgs(chunk_byte_size=self._chunk), arrays)
     try:
       self._manager.save(
-          step, args=args.Composite(state=args.StandardSave(_arrays(state)), meta=args.JsonSave(meta)),
+          step, args=args.Composite(state=args.StandardSave(arrays, save_args=pieces), meta=args.JsonSave(meta)),
           metrics=None if loss is None else {"loss": loss},
       )  # fmt: skip
     except Exception as error:  # orbax wraps what the file system says in many types

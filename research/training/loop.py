@@ -160,6 +160,9 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   os.makedirs(workdir, exist_ok=True)
   checkpoints = Checkpoints(workdir, cfg.checkpoint)
   meta = checkpoints.meta() if checkpoints.steps() else None
+  if meta is not None and "imported" in meta:
+    raise UserError(f"'{workdir}' holds imported weights, which no optimizer has worked on yet: train from them in a new workdir, with --config={workdir} "
+                    f"--config.init_from={workdir}.")  # fmt: skip
   if meta is not None:
     _check_resume(config, workdir, meta, say)
   run = build(cfg, os.path.join(workdir, "data"), say)

@@ -10,7 +10,7 @@ def _library_model(merges):
   """The training library's JSON of a byte-level vocabulary with the given merges."""
   from tokenizers import Tokenizer, models, pre_tokenizers
 
-  symbols = {byte: symbol for symbol, byte in tokenizers._byte_of_symbol().items()}
+  symbols = {byte: symbol for symbol, byte in tokenizers.byte_of_symbol().items()}
   ids = {symbols[byte]: byte for byte in range(256)}
   for left, right in merges:
     ids[left + right] = len(ids)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from research.decode import sample
+from research.decode.rules import Rules
 from research.decode.sample import Config, Generator, filtered, pick
 from research.model import transformer
 from research.model.attention import grouped
@@ -108,19 +109,26 @@ def test_in_pieces_as_at_once(built, context):
 def test_a_stop_token_fills_the_rest_of_its_row(built):
   free = Generator(*built)(PROMPTS, GREEDY, 20, KEY)
   stop = int(free[0, 3])
-  ended = Generator(*built, stop=stop)(PROMPTS, GREEDY, 20, KEY)
+  ended = Generator(*built, Rules(stop=(stop,)))(PROMPTS, GREEDY, 20, KEY)
   for row, without in zip(ended, free):
     at = next((i for i, token in enumerate(without) if token == stop), len(without))
     np.testing.assert_array_equal(row[: at + 1], without[: len(row)][: at + 1])
     assert (row[at:] == stop).all()
-  alone = Generator(*built, stop=stop)(PROMPTS[:1], GREEDY, 20, KEY)
+  alone = Generator(*built, Rules(stop=(stop,)))(PROMPTS[:1], GREEDY, 20, KEY)
   assert alone.shape[1] == list(free[0]).index(stop) + 1  # nothing is drawn once every row has stopped
+
+
+def test_any_of_several_stop_tokens_ends_a_row(built):
+  free = Generator(*built)(PROMPTS[:1], GREEDY, 20, KEY)[0]
+  first, second = int(free[5]), int(free[2])
+  ended = Generator(*built, Rules(stop=(first, second)))(PROMPTS[:1], GREEDY, 20, KEY)[0]
+  assert len(ended) == min(list(free).index(first), list(free).index(second)) + 1
 
 
 def test_a_row_that_has_stopped_stays_so_when_the_context_slides(built):
   free = Generator(*built, context=CONTEXT)(PROMPTS, GREEDY, 30, KEY)
   stop = int(free[1, 2])
-  ended = Generator(*built, stop=stop, context=CONTEXT)(PROMPTS, GREEDY, 30, KEY)
+  ended = Generator(*built, Rules(stop=(stop,)), context=CONTEXT)(PROMPTS, GREEDY, 30, KEY)
   at = list(free[1]).index(stop)
   assert (ended[1, at:] == stop).all()
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.model.attention import core
 from research.model.attention.core import attend
 from research.model.inputs import UNSEEN, Sight
 
@@ -53,6 +54,37 @@ def test_equals_the_rule_applied_pair_by_pair(kind, heads, window, packed):
   sight = Sight(positions, positions, segments, segments, q_order if ordered else None, order if ordered else None, kind=kind, blind=ordered)
   got = attend(*map(jnp.asarray, (q, k, v)), jax.tree.map(jnp.asarray, sight), scale=0.3, window=window)
   np.testing.assert_allclose(got, naive(q, k, v, sight, 0.3, window), atol=2e-6)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("length", [7, 9])
+def test_blocks_of_causal_attention_equal_the_whole(heads, length, monkeypatch):
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, length, h, 4)), jnp.float32) for h in (heads[0], heads[1], heads[1]))
+  bias = jnp.asarray(rng.normal(size=(1, heads[0], length, length)), jnp.float32)
+  positions, segments = jnp.tile(jnp.arange(length), (2, 1)), jnp.asarray(rng.integers(1, 3, (2, length)))
+  sight = Sight(positions, positions, segments, segments, kind="causal")
+  run = lambda q, k, v, bias: attend(q, k, v, sight, scale=0.3, bias=bias, window=4)
+  loss = lambda *x: (run(*x) ** 2).sum()
+  assert len(core._blocks(sight, length)) == 1
+  whole, grads = run(q, k, v, bias), jax.grad(loss, (0, 1, 2, 3))(q, k, v, bias)
+  monkeypatch.setattr(core, "BLOCK", 2)
+  assert len(core._blocks(sight, length)) == length // 2
+  np.testing.assert_allclose(run(q, k, v, bias), whole, atol=2e-6)
+  for a, b in zip(jax.grad(loss, (0, 1, 2, 3))(q, k, v, bias), grads):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_scores_that_nobody_sees_are_not_made():
+  shapes = []
+  length = 4 * core.BLOCK
+  q = jax.ShapeDtypeStruct((1, length, 1, 8), "float32")
+  positions = np.arange(length)[None]
+  jaxpr = jax.make_jaxpr(lambda q: attend(q, q, q, Sight(positions, positions, kind="causal"), scale=1.0))(q)
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "exp":
+      shapes.append(equation.outvars[0].aval.shape[-2:])
+  assert sum(a * b for a, b in shapes) == length**2 * 5 // 8
 
 
 def test_a_query_that_sees_nothing_outputs_zero_with_zero_gradient():

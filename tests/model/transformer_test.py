@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from research.core.trees import named_leaves, size
-from research.model import transformer
+from research.model import patches, towers, transformer
 from research.model.attention import grouped
 from research.model.ffn import dense
-from research.model.inputs import HeadConfig, Inputs, positions_within
-from research.model.position import learned, nope, rotary, sinusoidal
+from research.model.inputs import HeadConfig, Inputs, Past, positions_within
+from research.model.position import bias, learned, nope, relative, rotary, sinusoidal
 
-SCHEMES = {"sinusoidal": sinusoidal.Config(), "learned": learned.Config(), "rotary": rotary.Config(), "nope": nope.Config()}
+SCHEMES = {"sinusoidal": sinusoidal.Config(), "learned": learned.Config(), "rotary": rotary.Config(), "nope": nope.Config(),
+           "buckets": bias.Config(buckets=8, max_distance=10), "alibi": bias.Config(kind="alibi"), "relative": relative.Config()}  # fmt: skip
 V, L = 23, 12
 
 
@@ -39,8 +40,7 @@ def logits(apply, params, inputs, **kwargs):
   return apply(params, inputs, read={"lm": None}, **kwargs).heads["lm"].logits()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("norm_place", ["pre", "post"])
+@pytest.mark.parametrize("scheme,norm_place", [*((scheme, "pre") for scheme in SCHEMES), ("rotary", "post")])
 def test_causal_by_gradient(scheme, norm_place):
   model, params, apply = build(position=SCHEMES[scheme], norm_place=norm_place, norm="layer", norm_bias=True)
   x = tokens()
@@ -61,9 +61,9 @@ def test_causal_by_gradient(scheme, norm_place):
     assert (seen[at + 1 :] == 0).all() and (seen[: at + 1] > 0).all()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("scan", [False, True])
-@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize(
+    "scheme,scan,window", [*((scheme, False, None) for scheme in SCHEMES), ("rotary", True, None), ("learned", False, 4), ("buckets", True, 4)]
+)
 def test_with_cache_equals_without(scheme, scan, window):
   attention = grouped.Config(heads=4, kv_heads=2, qk_norm=True, window=window)
   model, params, apply = build(position=SCHEMES[scheme], scan=scan, attention=attention)
@@ -92,8 +92,7 @@ def test_ragged_prompts_in_a_cache():
     np.testing.assert_allclose(step.heads["lm"].logits()[row, 0], want[0, -1], atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", ["full", "causal"])
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme,kind", [*((scheme, "full") for scheme in SCHEMES), ("rotary", "causal"), ("relative", "causal")])
 def test_packed_documents_equal_documents_apart(kind, scheme):
   _, params, apply = build(position=SCHEMES[scheme])
   x = tokens(1)
@@ -211,3 +210,87 @@ def test_activations_follow_dtype_and_scores_stay_wide(dtype):
   _, params, apply = build(dtype=dtype)
   out = apply(params, Inputs(tokens()), read={"lm": None})
   assert out.hidden.dtype == dtype and out.heads["lm"].logits().dtype == jnp.float32
+
+
+def test_a_second_stream_sees_what_its_order_allows_and_not_itself():
+  _, params, apply = build(position=relative.Config(), queries=True, attention=grouped.Config(heads=4))
+  x = tokens()
+  order = jnp.asarray([[4, 2, 0, 1, 3, 5, 6, 7, 8, 9, 10, 11], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]], jnp.int32)
+  queries = jnp.asarray([[0, 3, 1], [2, 5, 0]], jnp.int32)
+  run = lambda x, queries: apply(params, Inputs(x, order=order, queries=queries, kind="ordered"), read={}).hidden
+  base = run(x, queries)
+  assert base.shape[1] == L + 3
+  np.testing.assert_allclose(base[:, :L], apply(params, Inputs(x, order=order, kind="ordered"), read={}).hidden, atol=2e-6)
+  for place in range(L):  # which queries notice that the token at `place` changed
+    moved = jnp.abs(run(x.at[:, place].set((x[:, place] + 1) % V), queries) - base)[:, L:].max(-1) > 0
+    np.testing.assert_array_equal(moved, order[:, place, None] < jnp.take_along_axis(order, queries, 1))
+  alone = jnp.stack([run(x, queries[:, i : i + 1])[:, L] for i in range(3)], axis=1)
+  np.testing.assert_allclose(base[:, L:], alone, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "scheme,scan,norm_place", [("relative", False, "post"), ("relative", True, "pre"), ("rotary", False, "pre"), ("buckets", False, "post")]
+)
+def test_rows_after_their_past_equal_the_end_of_the_whole(scheme, scan, norm_place):
+  """With causal rows the hidden states of the first half do not depend on the second, so its past is all that the second needs."""
+  model, params, apply = build(position=SCHEMES[scheme], scan=scan, norm_place=norm_place, attention=grouped.Config(heads=4))
+  x, half = tokens(), L // 2
+  whole = apply(params, Inputs(x), read={}).hidden
+  empty = jnp.zeros((2, 0, 16))
+  past = Past(jnp.stack([empty] * 2) if scan else (empty,) * 2, jnp.zeros((2, 0), jnp.int32))
+  first = apply(params, Inputs(x[:, :half]), read={}, past=past)
+  before = jnp.broadcast_to(jnp.arange(-half, 0), (2, half))
+  second = apply(params, Inputs(x[:, half:]), read={}, past=Past(first.past, before))
+  np.testing.assert_allclose(jnp.concatenate([first.hidden, second.hidden], 1), whole, atol=3e-5)
+  grads = jax.grad(lambda past: apply(params, Inputs(x[:, half:]), read={}, past=Past(past, before)).hidden.sum())(first.past)
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_images_as_rows_of_patches():
+  heads = {"classes": HeadConfig(kind="vector", pool="first", outputs=3, bias=True)}
+  cfg = transformer.Config(layers=1, width=16, attention=grouped.Config(heads=4), position=learned.Config(),
+                           patches=patches.Config(height=8, width=12, patch=4, channels=2))  # fmt: skip
+  model = transformer.make(cfg, 0, heads, 0)
+  params = nn.unbox(transformer.init(model, jax.random.key(0)))
+  images = jax.random.normal(jax.random.key(1), (2, 8, 12, 2))
+  out = transformer.bind(model)(params, Inputs(images=images, kind="full"), read={"classes": None})
+  assert out.hidden.shape == (2, 7, 16) and out.heads["classes"].shape == (2, 1, 3)
+  cut = nn.unbox(params)["patches"]["pixels"]["kernel"].reshape(32, 16)
+  embedded = model.apply({"params": params}, images, method=lambda m, x: m.patches(x))
+  np.testing.assert_allclose(embedded[1, 1 + 4], images[1, 4:8, 4:8].reshape(32) @ cut, atol=1e-5)  # row 1, column 1
+
+
+def test_towers_are_apart_and_share_a_scale():
+  small = lambda **changes: transformer.Config(**{"layers": 1, "width": 16, "attention": grouped.Config(heads=4), **changes})
+  image = small(position=learned.Config(), patches=patches.Config(height=4, width=4, patch=2))
+  heads = {"text": HeadConfig(kind="vector", pool="mean", outputs=8, normalize=True, tower="text"),
+           "image": HeadConfig(kind="vector", pool="first", outputs=8, normalize=True, tower="image"),
+           "scale": HeadConfig(kind="scale", initial=10.0)}  # fmt: skip
+  model = towers.make(towers.Config({"text": small(), "image": image}), V, heads, L)
+  params = nn.unbox(transformer.init(model, jax.random.key(0)))
+  apply = transformer.bind(model)
+  text = apply(params, Inputs(tokens(), kind="full"), read={"text": None, "scale": None}, tower="text").heads
+  other = apply(params, Inputs(images=jnp.ones((2, 4, 4, 3)), kind="full"), read={"image": None}, tower="image").heads
+  assert text["text"].shape == other["image"].shape == (2, 1, 8) and float(text["scale"]) == pytest.approx(10)
+  np.testing.assert_allclose(jnp.linalg.norm(text["text"], axis=-1), 1, rtol=1e-5)
+  with pytest.raises(ValueError, match="no tower 'sound'.*text, image"):
+    apply(params, Inputs(tokens()), read={}, tower="sound")
+
+
+def test_a_mean_is_of_the_document_alone():
+  _, params, apply = build(heads={"mean": HeadConfig(kind="vector", pool="mean")})
+  x = tokens(1)
+  segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 3])
+  packed = apply(params, Inputs(x, positions=positions_within(segments), segments=segments, kind="full"), read={"mean": jnp.array([[0, 7]])})
+  for i, (start, stop) in enumerate(((0, 5), (5, 9))):
+    alone = apply(params, Inputs(x[:, start:stop], kind="full"), read={"mean": None}).heads["mean"]
+    np.testing.assert_allclose(packed.heads["mean"][0, i], alone[0, 0], atol=2e-5)
+
+
+def test_relative_positions_belong_to_the_layers_and_serve_shared_keys():
+  _, params, apply = build(position=relative.Config(), layers=1, attention=grouped.Config(heads=4, kv_heads=2))
+  assert not [name for name, _ in named_leaves(params) if name.startswith("position")]
+  _, wide, apply_wide = build(position=relative.Config(), layers=1, attention=grouped.Config(heads=4))
+  copied = jax.tree.map(lambda wide, leaf: leaf if wide.shape == leaf.shape else jnp.repeat(leaf, 2, axis=1), wide, params)
+  inputs = Inputs(tokens(), types=(tokens() % 2), kind="full")
+  np.testing.assert_allclose(apply(params, inputs, read={}).hidden, apply_wide(copied, inputs, read={}).hidden, atol=2e-6)

@@ -7,6 +7,7 @@ import math
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from research.core.config import Component
 from research.core.config import make as make_component
@@ -15,6 +16,7 @@ from research.model.attention.core import attend
 from research.model.cache import LayerCache
 from research.model.inputs import Sight
 from research.model.layers import Dropout, Linear, Normalize, constrain
+from research.model.position.base import Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +25,10 @@ class Config:
   kv_heads: int | None = None  # key/value heads; None: as many as query heads
   head_dim: int | None = None  # width of a head; None: width / heads
   bias: bool = False  # biases on the four projections
+  out_bias: bool | None = None  # on the fourth, which writes to the residual stream, where it differs from the others; None: as `bias`
   qk_norm: bool = False  # root-mean-square norm of queries and keys (Henry et al. 2020; Dehghani et al. 2023)
   window: int | None = None  # a query sees keys less than this many positions away
+  scale: float | None = None  # factor of the scores; None: 1/√head_dim
   dropout: float = 0.0  # on the attention probabilities
 
 
@@ -45,7 +49,7 @@ class GroupedAttention(nn.Module):
 
   @property
   def head_dim(self) -> int:
-    return self.cfg.head_dim or self.width // self.cfg.heads
+    return head_dim(self.cfg, self.width)
 
   def setup(self):
     cfg, d = self.cfg, self.head_dim
@@ -57,45 +61,67 @@ class GroupedAttention(nn.Module):
     self.query = Linear((self.width,), (cfg.heads, d), ("embed", "heads", "head_dim"), deviation=self.deviation, **common)
     self.key = Linear((self.width,), (self.kv_heads, d), ("embed", "kv_heads", "head_dim"), deviation=self.deviation, **common)
     self.value = Linear((self.width,), (self.kv_heads, d), ("embed", "kv_heads", "head_dim"), deviation=self.deviation, **common)
+    common["bias"] = cfg.bias if cfg.out_bias is None else cfg.out_bias
     self.out = Linear((cfg.heads, d), (self.width,), ("heads", "head_dim", "embed"), deviation=self.out_deviation, **common)
     if cfg.qk_norm:
       norm = dict(kind="rms", bias=False, epsilon=self.epsilon, dtype=self.dtype, param_dtype=self.param_dtype, axis="head_dim")
       self.query_norm, self.key_norm = Normalize(**norm), Normalize(**norm)
-    self.scheme = make_component(self.position, width=self.width, length=self.length, deviation=self.deviation, dtype=self.dtype,
-                                 param_dtype=self.param_dtype)  # fmt: skip
+    self.scheme = make_component(self.position, Sizes(self.width, self.length, cfg.heads, d, self.deviation, self.dtype, self.param_dtype))
     self.drop = Dropout(cfg.dropout)
 
-  def __call__(self, x: Array, source: Array | None, sight: Sight, cache: LayerCache | None, slot: Array | None,
-               train: bool) -> tuple[Array, LayerCache | None]:  # fmt: skip
-    """x [B, L, D] attends to itself, to `source` [B, K, D] (cross-attention), or to the cache, in which it is written at `slot`."""
-    cross = source is not None
-    source = x if source is None else source
-    q, k, v = self.query(x), self.key(source), self.value(source)
+  def __call__(self, x: Array, source: Array | None, sight: Sight, bias: Array | None, cache: LayerCache | None, slot: Array | None,
+               past: Array | None, train: bool) -> tuple[Array, LayerCache | None]:  # fmt: skip
+    """x [B, L, D] attends to itself, to `source` [B, K, D] (cross-attention), or to the cache, in which it is written at `slot`.
+
+    Cross-attention returns the source's keys and values; given them as `cache`, without a slot, it projects no source again.
+    Keys and values come from the first of x where the sight has fewer keys than queries (a second stream of queries), after those of
+    `past` [B, M, D]. `bias` [B or 1, H, L, K] is added to the scores.
+    """
+    cross = source is not None or (cache is not None and slot is None)
+    if not cross and cache is None:
+      old = 0 if past is None else past.shape[1]
+      source = x[:, : sight.k_positions.shape[-1] - old]
+      source = source if past is None else jnp.concatenate([past.astype(x.dtype), source], axis=1)
+    q = self.query(x)
     if self.cfg.qk_norm:
-      q, k = self.query_norm(q), self.key_norm(k)
+      q = self.query_norm(q)
     q = constrain(q, "batch", "length", "heads", "head_dim")
-    k = constrain(k, "batch", "length", "kv_heads", "head_dim")
-    bias = None
+    if cross and cache is not None:
+      k, v = cache.keys, cache.values
+    else:
+      k, v = self.key(x if source is None else source), self.value(x if source is None else source)
+      if self.cfg.qk_norm:
+        k = self.key_norm(k)
+      k = constrain(k, "batch", "length", "kv_heads", "head_dim")
+    straight = q
     if not cross:  # the distance between the positions of two texts means nothing
       new = sight.q_positions if cache is not None else sight.k_positions
       q, k = self.scheme.rotate(q, k, sight.q_positions, new)
-    if cache is not None:
+    if cross:
+      cache = LayerCache(k, v)
+    elif cache is not None:
       start = (0, slot, 0, 0)
-      cache = LayerCache(
-          jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), start),
-          jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), start),
+      cache = cache._replace(
+          keys=jax.lax.dynamic_update_slice(cache.keys, k.astype(cache.keys.dtype), start),
+          values=jax.lax.dynamic_update_slice(cache.values, v.astype(cache.values.dtype), start),
       )
       k, v = cache.keys, cache.values
     if not cross:
-      bias = self.scheme.score_bias(q, k, sight.q_positions, sight.k_positions)
-    y = attend(q, k, v, sight, scale=1 / math.sqrt(self.head_dim), bias=bias, window=self.cfg.window,
+      own = self.scheme.score_bias(straight, k, sight)
+      bias = own if bias is None else bias if own is None else bias + own
+    scale = 1 / math.sqrt(self.head_dim) if self.cfg.scale is None else self.cfg.scale
+    y = attend(q, k, v, sight, scale=scale, bias=bias, window=None if cross else self.cfg.window,
                dropout=lambda p: self.drop(p, train))  # fmt: skip
     return self.out(y), cache
 
 
+def head_dim(cfg: Config, width: int) -> int:
+  return cfg.head_dim or width // cfg.heads
+
+
 def cache_shape(cfg: Config, width: int, batch: int, slots: int) -> tuple[int, int, int, int]:
   """Shape of the cached keys (and of the values) of one layer: [B, S, G, d]."""
-  return batch, slots, cfg.kv_heads or cfg.heads, cfg.head_dim or width // cfg.heads
+  return batch, slots, cfg.kv_heads or cfg.heads, head_dim(cfg, width)
 
 
 def make(cfg: Config, **kwargs) -> GroupedAttention:

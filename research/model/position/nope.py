@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from research.model.position.base import Position
+from research.model.position.base import Position, Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,6 +12,6 @@ class Config:
   pass
 
 
-def make(cfg: Config, *, width: int, length: int, deviation: float, dtype: str, param_dtype: str) -> Position:
-  del cfg, width, length, deviation, dtype, param_dtype
+def make(cfg: Config, sizes: Sizes) -> Position:
+  del cfg, sizes
   return Position()

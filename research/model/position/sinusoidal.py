@@ -11,7 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from research.core.types import Array
-from research.model.position.base import Position
+from research.model.position.base import Position, Sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,6 @@ class Sinusoidal(Position):
     return x + jnp.pad(table, ((0, 0), (0, 0), (0, x.shape[-1] - 2 * half))).astype(x.dtype)
 
 
-def make(cfg: Config, *, width: int, length: int, deviation: float, dtype: str, param_dtype: str) -> Sinusoidal:
-  del width, length, deviation, dtype, param_dtype
+def make(cfg: Config, sizes: Sizes) -> Sinusoidal:
+  del sizes
   return Sinusoidal(base=cfg.base)

@@ -1,0 +1,187 @@
+"""Hugging Face checkpoints in and out.
+
+  python -m research.convert import FOLDER --workdir=DIR [--length=512 --param_dtype=float32]
+  python -m research.convert export --workdir=DIR --folder=OUT [--family=llama --step=2000]
+
+`import` reads FOLDER (config.json, safetensors and the tokenizer's files) and makes a workdir that `evaluate` and `generate` take as any run's.
+Training starts from it in a workdir of its own: `python -m research.train --config=DIR --workdir=NEW --config.init_from=DIR`.
+`export` writes a checkpoint of any run as a folder that transformers loads.
+"""
+
+from __future__ import annotations
+
+from research.core import startup
+
+if __name__ == "__main__":
+  startup.prepare()
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+from absl import flags
+
+from research.core.errors import UserError, command, nearest
+from research.core.flags import parse
+
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("workdir", None, "folder of the run: made by import, read by export", flag_values=FLAGS)
+flags.DEFINE_string("folder", None, "export: the folder to write", flag_values=FLAGS)
+flags.DEFINE_integer("length", None, "import: tokens of a row, data.length (default: what the model was made for, at most 1024)", flag_values=FLAGS)
+flags.DEFINE_enum("param_dtype", None, ["float32", "bfloat16"], "import: type of the parameters (default: as stored)", flag_values=FLAGS)
+flags.DEFINE_string("family", None, "export: such as llama (default: the one that was imported, or the only one that fits)", flag_values=FLAGS)
+flags.DEFINE_integer("step", None, "export: which checkpoint (default: the latest)", flag_values=FLAGS)
+
+LENGTH = 1024  # rows of a longer context would cost more than they show, unless asked for
+IN_FLIGHT = 100_000_000  # bytes of a checkpoint being written, so that a large model is not in memory twice
+OWN = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version")  # keys of config.json that an export writes anew
+
+
+def main(arguments: list[str]) -> None:
+  way, rest = (arguments[0], list(arguments[1:])) if arguments and not arguments[0].startswith("-") else ("", list(arguments))
+  if way not in ("import", "export") and not {"--help", "-h", "-help"} & set(rest):
+    raise UserError(f"say import or export: python -m research.convert import FOLDER --workdir=DIR.{nearest(way, ('import', 'export')) if way else ''}")
+  source = rest.pop(0) if way == "import" and rest and not rest[0].startswith("-") else None
+  if parse(rest, FLAGS, __doc__):
+    raise UserError("convert takes no --config.… flags: set them when you train from what it made.")
+  if not FLAGS.workdir:
+    raise UserError("--workdir is missing: name the folder of " + ("the run to make." if way == "import" else "a run."))
+  if way == "import":
+    if source is None:
+      raise UserError("import needs the folder to read: python -m research.convert import FOLDER --workdir=DIR.")
+    import_folder(source, FLAGS.workdir, FLAGS.length, FLAGS.param_dtype)
+    return
+  if not FLAGS.folder:
+    raise UserError("--folder is missing: name the folder to write.")
+  export_folder(FLAGS.workdir, FLAGS.folder, FLAGS.family, FLAGS.step)
+
+
+def import_folder(folder: str, workdir: str, length: int | None = None, param_dtype: str | None = None, say: Callable[[str], None] = print) -> None:
+  """Makes a workdir of a folder of Hugging Face: config.json, the tokenizer, and a checkpoint at step 0 without an optimizer's state.
+
+  Raises:
+    UserError: as research.hf.load; or the workdir holds a run, the folder has no tokenizer, or nothing here trains the model's head.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from research.core import config as configs
+  from research.core.types import TrainState
+  from research.data import imported
+  from research.hf import loading
+  from research.model import transformer
+  from research.objectives import reading
+  from research.training.checkpoint import FOLDER, Checkpoints
+  from research.training.restore import TOKENIZER
+
+  for name in ("config.json", FOLDER):
+    if os.path.exists(os.path.join(workdir, name)):
+      raise UserError(f"'{workdir}' holds a run already: name a new folder with --workdir.")
+  loaded = loading.load_model(folder, param_dtype=param_dtype)
+  described = loaded.described
+  objective, keys = described.objective, described.objective_keys
+  if objective is None and isinstance(described.cfg, transformer.Config) and not described.cfg.encoder_layers and described.cfg.patches is None:
+    objective, keys = "objectives.reading", reading.keys(described.heads)
+  if objective is None:
+    raise UserError(f"no objective here trains or scores what '{folder}' holds ({loaded.config.get('architectures')}), so it makes no workdir; in Python, "
+                    "research.hf.load(folder) gives its model.")  # fmt: skip
+  if length is not None and not 2 <= length <= described.length:
+    raise UserError(f"--length={length}: the model was made for rows of 2 to {described.length} tokens.")
+  tokenizer = imported.load(folder, size=described.vocab_size)
+
+  tokens = os.path.join(os.path.abspath(workdir), TOKENIZER)
+  data = configs.use(
+      "data.text", length=length or min(described.length, LENGTH), tokenizer=configs.use("data.tokenizer", path=tokens),
+      append_eos="eos" in tokenizer.special, prepend_bos=_begins_with_bos(tokenizer),
+  )  # fmt: skip
+  config = configs.use("training.experiment", model=configs.flatten(described.cfg), objective=configs.use(objective, **keys), data=data)
+  config = configs.resolve(config)
+  _check_heads(configs.make(configs.typed(config).objective, tokenizer.vocab, data.length).heads, described.heads, objective)
+
+  os.makedirs(workdir, exist_ok=True)
+  tokenizer.save(tokens)
+  state = TrainState(jnp.zeros((), jnp.int32), loaded.params, {}, {}, jax.random.key(config.seed))
+  meta = {"step": 0, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config), "data_hash": None,
+          "tokenizer": tokenizer.digest, "batch_size": config.batch_size, "wall_seconds": 0.0,
+          "imported": {"family": loaded.family.name, "config": loaded.config}}  # fmt: skip
+  largest = max(leaf.nbytes for leaf in jax.tree.leaves(state.params))
+  checkpoints = Checkpoints(workdir, configs.typed(config).checkpoint, in_flight=max(IN_FLIGHT, largest + 1))
+  checkpoints.save(state, meta, None)
+  checkpoints.close()
+  with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:  # last: what was cut off in between is no run
+    file.write(configs.record(config))
+
+  report = loaded.report
+  say(f"{loaded.family.name} of '{folder}': {report.read} tensors read, {report.parameters:,} parameters, {report.bytes / 1e6:,.1f} MB "
+      f"({loading.param_types(loaded.params)})")  # fmt: skip
+  reasons: dict[str, list[str]] = {}
+  for name, why in report.ignored.items():
+    reasons.setdefault(why, []).append(name)
+  for why, names in reasons.items():
+    say(f"not needed: '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}")
+  marks = [name for name, on in (("bos before", data.prepend_bos), ("eos after", data.append_eos)) if on]
+  say(f"vocabulary {tokenizer.vocab.size} · rows of {data.length} tokens (the model was made for {described.length}) · "
+      f"{' and '.join(marks) or 'nothing around'} each document · {objective}")  # fmt: skip
+  train = f"to train: python -m research.train --config={workdir} --workdir=NEW --config.init_from={workdir}"
+  say(f"saved as step 0 of '{workdir}'; {'to be read: no objective here trains its heads' if objective == 'objectives.reading' else train}")
+
+
+def _begins_with_bos(tokenizer) -> bool:
+  """Whether the published tokenizer puts bos before a text; where its files do not tell, it does not."""
+  try:
+    around = tokenizer.wrap([])
+  except UserError:
+    return False
+  return len(around) > 0 and around[0] == tokenizer.special.get("bos")
+
+
+def _check_heads(wanted, found, objective: str) -> None:
+  for name, head in found.items():
+    if wanted.get(name) != head:
+      raise UserError(f"the model has a head '{name}' ({head}), which {objective} does not read as such ({wanted.get(name, 'absent')}): import it with research.hf.load.")
+
+
+def export_folder(workdir: str, folder: str, family: str | None = None, step: int | None = None, say: Callable[[str], None] = print) -> None:
+  """Writes a checkpoint of a run as a folder of Hugging Face: config.json, safetensors and, where it was imported, its tokenizer's files.
+
+  Raises:
+    UserError: no run there, no family has a form for its model, or the folder holds a model already.
+  """
+  from research.core.trees import size
+  from research.hf import loading
+  from research.hf.config import HARMLESS
+  from research.training.checkpoint import Checkpoints
+  from research.training.restore import TOKENIZER, restore
+
+  run = restore(workdir, step)
+  origin: dict[str, Any] = Checkpoints(workdir).meta(run.step).get("imported") or _origin(run.cfg.init_from)
+  more = {key: value for key, value in origin.get("config", {}).items() if key in HARMLESS and key not in OWN and value is not None}
+  for name in ("bos", "eos", "pad"):
+    if name in run.tokenizer.special:
+      more.setdefault(f"{name}_token_id", int(run.tokenizer.special[name]))
+  written = loading.export(folder, run.model, run.params, family or origin.get("family"), more=more)
+  say(f"step {run.step} of '{workdir}': {size(run.params):,} parameters written to '{folder}' ({', '.join(written)})")
+  if run.tokenizer.kind == "imported":
+    tokens = os.path.join(workdir, TOKENIZER)
+    names = [name for name in sorted(os.listdir(tokens)) if name != "vocabulary.json"]
+    for name in names:
+      shutil.copyfile(os.path.join(tokens, name), os.path.join(folder, name))
+    say(f"tokenizer: {', '.join(names)}")
+  else:
+    say("without a tokenizer: this run's vocabulary has ids of its own, which its tokenizer.json does not know; encode with research.data.tokenizer")
+
+
+def _origin(init_from: str | None) -> dict[str, Any]:
+  """The import that a run started from, where its folder is still there."""
+  from research.training.checkpoint import Checkpoints
+
+  try:
+    return {} if init_from is None else Checkpoints(init_from).meta().get("imported", {})
+  except UserError:
+    return {}
+
+
+if __name__ == "__main__":
+  command(main)

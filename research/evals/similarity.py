@@ -1,0 +1,192 @@
+"""Semantic similarity: does the cosine of two texts' vectors rank pairs as people do? Spearman's correlation × 100.
+
+That is how sentence encoders are compared (Reimers and Gurevych 2019, Sentence-BERT, section 4): Pearson's asks for a straight line between
+cosine and score, which nothing promises. The interval is a bootstrap over pairs.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import gzip
+import io
+import math
+import os
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.core import FrozenDict
+
+from research.core.errors import UserError
+from research.core.types import Array, PyTree
+from research.data.sources import files
+from research.data.tokenizer import Tokenizer
+from research.evals import bootstrap
+from research.model import transformer
+from research.model.inputs import HeadConfig, Inputs, positions_within
+
+EMBEDDING = "embedding"  # the head that gives a text's vector
+MEAN = HeadConfig(kind="vector", pool="mean", normalize=True)  # for a model that was not trained for one; it has no parameters
+SHORTEST = 16  # places of the shortest rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  batch_size: int = 32  # rows at a time; the score does not depend on it
+  resamples: int = 1000  # of the bootstrap
+
+
+class Pair(NamedTuple):
+  first: str
+  second: str
+  score: float  # how alike people find them; only the order of scores matters
+
+
+def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, length: int):
+  """(params, pairs) -> ({'spearman': {'value', 'low', 'high'}}, settings).
+
+  A text's vector is what the head 'embedding' gives, or the mean of the last hidden states over all of its tokens, those around the text
+  included, where the model has no such head.
+
+  Args:
+    causal: the model was trained to see the past only.
+    length: tokens that the model can read; longer texts lose their end, and the settings say how many did.
+
+  Raises:
+    UserError: a model of several towers or of images, an encoder–decoder; all pairs alike by people's scores or by the model's.
+  """
+  if getattr(model, "towers", ()) or model.cfg.patches is not None or model.cfg.encoder_layers:
+    raise UserError("similarity embeds texts with a single Transformer, not with an encoder–decoder, towers or a model of images: leave out --evals=similarity.")
+  own = EMBEDDING in model.heads
+  reader = model if own else model.clone(heads=FrozenDict({**model.heads, EMBEDDING: MEAN}))
+  embed = jax.jit(functools.partial(_embed, transformer.bind(reader), "causal" if causal else "full"))
+
+  def evaluate(params: PyTree, pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    texts = sorted({text for pair in pairs for text in (pair.first, pair.second)})
+    rows, cut = encode(tokenizer, texts, length)
+    vectors = dict(zip(texts, _vectors(functools.partial(embed, params), rows, cfg.batch_size, length, tokenizer.pad)))
+    scores = summarize(cosines(vectors, pairs), np.array([pair.score for pair in pairs]), cfg.resamples)
+    settings = {"embedding": f"head '{EMBEDDING}'" if own else "mean of the last hidden states", "longest": length, "cut": cut}
+    return scores, settings
+
+  return evaluate
+
+
+def _embed(apply, kind: str, params: PyTree, tokens: Array, segments: Array) -> Array:
+  """int32 [B, L] each -> [B, D]."""
+  inputs = Inputs(tokens, positions=positions_within(segments), segments=segments, kind=kind)
+  return apply(params, inputs, read={EMBEDDING: None}).heads[EMBEDDING][:, 0]
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
+  """int32 ids of each text with the tokens around it, at most `length`, and how many texts had to be cut; what is cut is the text's end.
+
+  Raises:
+    UserError: a text has no tokens at all.
+  """
+  room = max(0, length - len(tokenizer.wrap([])))
+  ids = tokenizer.encode_batch(texts)
+  rows = [tokenizer.wrap(text[:room]) for text in ids]
+  for text, row in zip(texts, rows):
+    if not len(row):
+      raise UserError(f"the text {text[:60]!r} has no token in this vocabulary: leave out its pairs.")
+  return rows, sum(len(text) > room for text in ids)
+
+
+def _vectors(embed, rows: Sequence[np.ndarray], batch_size: int, length: int, pad: int) -> list[np.ndarray]:
+  """The vector [D] of each row of ids, float64.
+
+  Rows are as long as the next power of two, so that few shapes are compiled; the length of a row does not depend on its neighbours.
+  """
+  found: list[Any] = [None] * len(rows)
+  sizes = [min(length, max(SHORTEST, 1 << math.ceil(math.log2(len(row))))) for row in rows]
+  for size in sorted(set(sizes)):
+    members = [i for i, other in enumerate(sizes) if other == size]
+    for start in range(0, len(members), batch_size):
+      batch = members[start : start + batch_size]
+      tokens, segments = np.full((batch_size, size), pad, np.int32), np.zeros((batch_size, size), np.int32)
+      for place, i in enumerate(batch):
+        tokens[place, : len(rows[i])], segments[place, : len(rows[i])] = rows[i], 1
+      for i, vector in zip(batch, np.asarray(jax.device_get(embed(tokens, segments)), np.float64)):
+        found[i] = vector
+  return found
+
+
+def cosines(vectors: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> np.ndarray:
+  """The cosine of the two vectors of each pair, float64 [pairs].
+
+  Raises:
+    UserError: a vector is zero or not finite.
+  """
+  for text, vector in vectors.items():
+    if not 0 < np.linalg.norm(vector) < np.inf:
+      raise UserError(f"the vector of the text {text[:60]!r} is zero or not finite: the model's parameters are no good, take another checkpoint.")
+  unit = {text: vector / np.linalg.norm(vector) for text, vector in vectors.items()}
+  return np.array([unit[pair.first] @ unit[pair.second] for pair in pairs])
+
+
+def summarize(cosine: np.ndarray, score: np.ndarray, resamples: int) -> dict[str, dict[str, float]]:
+  """Cosines and people's scores [pairs] -> Spearman's correlation × 100 with its interval; resamples of equal values, which have none, are left out.
+
+  Raises:
+    UserError: all cosines or all scores are equal.
+  """
+  from scipy import stats
+
+  for what, values in (("cosines", cosine), ("scores", score)):
+    if not np.ptp(values):
+      raise UserError(f"all {what} of these {len(values)} pairs are equal, so nothing can be ranked: score other pairs or another model.")
+  correlation = lambda rows: 100 * stats.spearmanr(cosine[rows], score[rows]).statistic
+  several = [rows for rows in bootstrap.draws(len(score), resamples) if np.ptp(cosine[rows]) and np.ptp(score[rows])]
+  return {"spearman": bootstrap.entry(correlation(slice(None)), np.array([correlation(rows) for rows in several]))}
+
+
+# --- the file ----------------------------------------------------------------------------------------------------------------
+
+
+def read_pairs(path: str) -> list[Pair]:
+  """The pairs of a file: two texts and a score on each line, .csv (quoted where needed) or .tsv (never quoted), plain or .gz; no header.
+
+  Raises:
+    UserError: no such file, not UTF-8, cut off, or a line that is not two texts and a number.
+  """
+  full = os.path.expanduser(path.replace(f"${files.DATA}", files.data_root()))
+  ending = os.path.splitext(full.removesuffix(".gz"))[1].lower()
+  if ending not in (".csv", ".tsv"):
+    raise UserError(f"--data={path}: pairs are read from .csv or .tsv files (also .gz), with two texts and a score on each line.")
+  if not os.path.isfile(full):
+    raise UserError(f"--data={path}: there is no such file.")
+  pairs = []
+  try:
+    with io.TextIOWrapper(gzip.open(full) if full.endswith(".gz") else open(full, "rb"), encoding="utf-8-sig", newline="") as file:
+      quoting = {"strict": True} if ending == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+      reader = csv.reader(file, **quoting)
+      for fields in reader:
+        if fields:
+          pairs.append(_pair(fields, f"{path}, line {reader.line_num}"))
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it.") from error
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(f"{path} is no whole compressed file ({error}): copy or download it again.") from error
+  except csv.Error as error:
+    raise UserError(f"{path}, line {reader.line_num}: {error}; mend its quotes.") from error
+  if len(pairs) < 2:
+    raise UserError(f"{path} holds {len(pairs)} pairs: name a file that holds at least two.")
+  return pairs
+
+
+def _pair(fields: Sequence[str], where: str) -> Pair:
+  try:
+    first, second, number = fields
+    score = float(number)
+  except ValueError as error:
+    raise UserError(f"{where}: two texts and a number are expected, there are {len(fields)} fields ({', '.join(map(repr, fields))[:100]}); mend or "
+                    "leave out that line.") from error  # fmt: skip
+  if not math.isfinite(score) or not first.strip() or not second.strip():
+    raise UserError(f"{where}: {'the score is no finite number' if not math.isfinite(score) else 'a text is empty'}; mend or leave out that line.")
+  return Pair(first, second, score)
