@@ -35,6 +35,7 @@ flags.DEFINE_string("family", None, "export: such as llama (default: the one tha
 flags.DEFINE_integer("step", None, "export: which checkpoint (default: the latest)", flag_values=FLAGS)
 
 LENGTH = 1024  # rows of a longer context would cost more than they show, unless asked for
+GENERATION = "generation_config.json"  # start, stop and forbidden tokens, which research.generate heeds
 IN_FLIGHT = 100_000_000  # bytes of a checkpoint being written, so that a large model is not in memory twice
 OWN = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version")  # keys of config.json that an export writes anew
 
@@ -110,6 +111,8 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   checkpoints = Checkpoints(workdir, configs.typed(config).checkpoint, in_flight=max(IN_FLIGHT, largest + 1))
   checkpoints.save(state, meta, None)
   checkpoints.close()
+  if os.path.isfile(os.path.join(folder, GENERATION)):
+    shutil.copyfile(os.path.join(folder, GENERATION), os.path.join(workdir, GENERATION))
   with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:  # last: what was cut off in between is no run
     file.write(configs.record(config))
 
@@ -162,6 +165,9 @@ def export_folder(workdir: str, folder: str, family: str | None = None, step: in
     if name in run.tokenizer.special:
       more.setdefault(f"{name}_token_id", int(run.tokenizer.special[name]))
   written = loading.export(folder, run.model, run.params, family or origin.get("family"), more=more)
+  if os.path.isfile(os.path.join(workdir, GENERATION)):
+    shutil.copyfile(os.path.join(workdir, GENERATION), os.path.join(folder, GENERATION))
+    written.append(GENERATION)
   say(f"step {run.step} of '{workdir}': {size(run.params):,} parameters written to '{folder}' ({', '.join(written)})")
   if run.tokenizer.kind == "imported":
     tokens = os.path.join(workdir, TOKENIZER)
