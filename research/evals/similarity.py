@@ -28,9 +28,8 @@ from research.data.sources import files
 from research.data.tokenizer import Tokenizer
 from research.evals import bootstrap
 from research.model import transformer
-from research.model.inputs import HeadConfig, Inputs, positions_within
+from research.model.inputs import EMBEDDING, HeadConfig, Inputs, positions_within
 
-EMBEDDING = "embedding"  # the head that gives a text's vector
 MEAN = HeadConfig(kind="vector", pool="mean", normalize=True)  # for a model that was not trained for one; it has no parameters
 SHORTEST = 16  # places of the shortest rows
 

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 from research.hf.config import EXPORTED, HfConfig
 from research.hf.family import Described, Family
 from research.hf.rules import FLAT, SAME, Naming, Rule, each, linear
-from research.hf.sentence import EMBEDDING
 from research.model import transformer
 from research.model.attention import grouped
 from research.model.ffn import dense
-from research.model.inputs import HeadConfig
+from research.model.inputs import EMBEDDING, HeadConfig
 from research.model.position import learned
 
 

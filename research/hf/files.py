@@ -49,7 +49,7 @@ class Folder:
     self.path = path
     if not os.path.isdir(path):
       raise UserError(f"no folder '{path}': name a folder that holds a model's config.json and model.safetensors.")
-    self.config = _read_json(os.path.join(path, CONFIG), "name the folder of a Hugging Face model")
+    self.config = read_json(os.path.join(path, CONFIG), "name the folder of a Hugging Face model")
     self.tensors: dict[str, Tensor] = {}
     for file, promised in self._shards().items():
       held = self._header(file)
@@ -62,7 +62,7 @@ class Folder:
     """File -> the tensors that the index promises in it."""
     index, single = os.path.join(self.path, INDEX), os.path.join(self.path, SINGLE)
     if os.path.isfile(index):
-      where = _read_json(index, "fetch it again").get("weight_map")
+      where = read_json(index, "fetch it again").get("weight_map")
       if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
         raise UserError(f"'{index}' has no weight_map from tensors to files: fetch it again.")
       shards: dict[str, list[str]] = {}
@@ -131,7 +131,8 @@ def _and_others(names: list[str]) -> str:
   return f" and {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _read_json(path: str, mend: str) -> dict[str, Any]:
+def read_json(path: str, mend: str, kind: type = dict) -> Any:
+  """The `kind` (dict, list) in a JSON file; what cannot be read is a UserError that ends with `mend`."""
   try:
     with open(path, encoding="utf-8") as file:
       found = json.load(file)
@@ -139,8 +140,8 @@ def _read_json(path: str, mend: str) -> dict[str, Any]:
     raise UserError(f"'{path}' is missing: {mend}.") from error
   except (OSError, ValueError) as error:
     raise UserError(f"'{path}' is no readable JSON ({' '.join(str(error).split())[:160]}): {mend}.") from error
-  if not isinstance(found, dict):
-    raise UserError(f"'{path}' holds {type(found).__name__} where an object should be: {mend}.")
+  if not isinstance(found, kind):
+    raise UserError(f"'{path}' holds {type(found).__name__} where {'an object' if kind is dict else 'a list'} should be: {mend}.")
   return found
 
 

@@ -11,13 +11,14 @@ import os
 from typing import Any
 
 from research.core.errors import UserError
+from research.hf import files
 from research.hf.config import HfConfig
 from research.hf.family import Described
 from research.model import transformer
-from research.model.inputs import HeadConfig
+from research.model.inputs import EMBEDDING, HeadConfig
 
-EMBEDDING = "embedding"  # the head, as evals/similarity reads it
 MODULES = "modules.json"
+AGAIN = f"fetch it again, or leave out {MODULES} to import the model without its steps"
 LIMIT = "sentence_bert_config.json"  # how many tokens a text may have
 POOLS = {"mean": "pooling_mode_mean_tokens", "first": "pooling_mode_cls_token"}
 OTHERS = (
@@ -34,7 +35,7 @@ def described(model: Described, folder: str) -> Described:
   path = os.path.join(folder, MODULES)
   if not os.path.isfile(path):
     return model
-  modules = _json(path, list)
+  modules = files.read_json(path, AGAIN, list)
   kinds = [str(module.get("type", "")).rpartition(".")[2] for module in modules if isinstance(module, dict)]
   if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]) or modules[0].get("path"):
     raise UserError(f"unsupported value in '{path}': its steps are {', '.join(kinds)}; supported: Transformer (in the folder itself), Pooling, and then Normalize "
@@ -42,11 +43,11 @@ def described(model: Described, folder: str) -> Described:
   if not isinstance(model.cfg, transformer.Config) or model.cfg.encoder_layers or model.cfg.patches is not None or model.objective == "objectives.causal_lm":
     raise UserError(f"unsupported value in '{path}': a text's vector is read from an encoder alone. Leave the file out to import the model without it.")
   where = os.path.join(folder, str(modules[1].get("path")), "config.json")
-  head = HeadConfig(kind="vector", pool=_pool(HfConfig(_json(where, dict), f"'{where}'"), model.cfg.width), normalize=len(kinds) == 3)
+  head = HeadConfig(kind="vector", pool=_pool(HfConfig(files.read_json(where, AGAIN), f"'{where}'"), model.cfg.width), normalize=len(kinds) == 3)
   length = model.length
   if os.path.isfile(os.path.join(folder, LIMIT)):
     where = os.path.join(folder, LIMIT)
-    limit = HfConfig(_json(where, dict), f"'{where}'")
+    limit = HfConfig(files.read_json(where, AGAIN), f"'{where}'")
     length = min(length, limit("max_seq_length", None) or length)
     limit.only("do_lower_case", False)
     limit.finish()
@@ -82,28 +83,15 @@ def write(folder: str, head: HeadConfig, width: int, length: int) -> list[str]:
   package = "sentence_transformers.models."
   modules = [("Transformer", ""), ("Pooling", "1_Pooling"), *([("Normalize", "2_Normalize")] if head.normalize else [])]
   pooling = {"word_embedding_dimension": width, **{key: pool == head.pool for pool, key in POOLS.items()}, **dict.fromkeys(OTHERS, False)}
-  files: dict[str, Any] = {
+  contents: dict[str, Any] = {
       MODULES: [{"idx": i, "name": str(i), "path": path, "type": package + kind} for i, (kind, path) in enumerate(modules)],
       os.path.join("1_Pooling", "config.json"): pooling,
       LIMIT: {"max_seq_length": length, "do_lower_case": False},
   }
-  for name, content in files.items():
+  for name, content in contents.items():
     path = os.path.join(folder, name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
       json.dump(content, file, indent=2)
       file.write("\n")
-  return list(files)
-
-
-def _json(path: str, kind: type) -> Any:
-  try:
-    with open(path, encoding="utf-8") as file:
-      found = json.load(file)
-  except FileNotFoundError as error:
-    raise UserError(f"'{path}' is missing: fetch it too, or leave out {MODULES} to import the model without its steps.") from error
-  except (OSError, ValueError) as error:
-    raise UserError(f"'{path}' is no readable JSON ({' '.join(str(error).split())[:160]}): fetch it again.") from error
-  if not isinstance(found, kind):
-    raise UserError(f"'{path}' holds {type(found).__name__} where {kind.__name__} should be: fetch it again.")
-  return found
+  return list(contents)

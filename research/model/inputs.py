@@ -28,6 +28,7 @@ from research.core.types import Array
 
 Kind = Literal["full", "causal", "ordered"]
 UNSEEN = np.iinfo(np.int32).max  # the order of a key that no query may see
+EMBEDDING = "embedding"  # name of the head that gives a text's vector
 
 
 @flax.struct.dataclass

@@ -14,7 +14,6 @@ from research import convert, evaluate
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.types import Vocab
-from research.evals import similarity
 from research.hf import files, loading, sentence
 from research.hf.family import Described, describe
 from research.model import transformer
@@ -40,10 +39,6 @@ def write(folder, head, length=12):
   (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
   (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
   return params
-
-
-def test_the_name_of_the_head_is_the_one_that_is_read():
-  assert sentence.EMBEDDING == similarity.EMBEDDING
 
 
 @pytest.mark.parametrize("head", HEADS, ids=lambda head: f"{head.pool}-{head.normalize}")
