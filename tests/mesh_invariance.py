@@ -39,7 +39,9 @@ def losses(name: str, axes: dict[str, int], steps: int) -> list[float]:
   """The loss of each step on a mesh, from the same state and batches."""
   objective, model, _, apply = common.build(name, dropout=0.1)
   mesh = meshes.make(meshes.Config(**{"data": 1, **axes}), jax.devices()[: int(np.prod(list(axes.values())))])
-  cfg = optimizers.Config(schedule=schedule.Config(peak=3e-3, warmup=5))
+  # BERT's epsilon. Adam's first step moves every entry by the rate, however small its gradient: with 1e-8, one whose gradient is rounding
+  # noise would move by something else on every mesh.
+  cfg = optimizers.Config(schedule=schedule.Config(peak=3e-3, warmup=5), epsilon=1e-6)
   optimizer = configs.make(cfg, steps)
 
   def initial(key):

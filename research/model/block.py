@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from research.core.config import Component, make
 from research.core.types import Array
@@ -54,28 +55,38 @@ class Block(nn.Module):
     self.drop = Dropout(self.dropout)
 
   def __call__(self, x: Array, layer: Layer, sight: Sight, memory: Array | None, memory_sight: Sight | None, slot: Array | None,
-               bias: Array | None, train: bool) -> tuple[Array, Layer]:  # fmt: skip
-    """x [B, L, D] -> the next x, and the layer's cache with the new keys and, where it has a past, what is to be its next one."""
+               bias: Array | None, train: bool, places: Array | None = None) -> tuple[Array, Layer]:  # fmt: skip
+    """x [B, L, D] -> the next x, and the layer's cache with the new keys and, where it has a past, what is to be its next one.
+
+    With `places` int [B, P] the next x is [B, P, D], at these alone; they see the keys of all. Not with a cache.
+    """
+    pre = self.norm_place == "pre"
 
     def residual(x: Array, norm: Normalize, f) -> Array:
-      y = f(norm(x)) if self.norm_place == "pre" else f(x)
+      y = f(norm(x)) if pre else f(x)
       y = x + self.drop(y, train)
-      return constrain(y if self.norm_place == "pre" else norm(y), "batch", "length", "embed")
+      return constrain(y if pre else norm(y), "batch", "length", "embed")
 
     cache, past = layer
     after = None if past is None else x[:, : sight.k_positions.shape[-1] - past.shape[1]]
     if past is not None:
       past = jax.lax.stop_gradient(past)
-      past = self.attention_norm(past) if self.norm_place == "pre" else past
+      past = self.attention_norm(past) if pre else past
+    whole = None
+    if places is not None:
+      whole = self.attention_norm(x) if pre else x
+      x = jnp.take_along_axis(x, places[:, :, None], axis=1)
+      sight, memory_sight = sight.at(places), None if memory_sight is None else memory_sight.at(places)
+      bias = None if bias is None else jnp.take_along_axis(bias, places[:, None, :, None], axis=2)
 
     def attend_self(x: Array) -> Array:
       nonlocal cache
-      y, cache = self.self_attention(x, None, sight, bias, cache, slot, past, train)
+      y, cache = self.self_attention(x, None, sight, bias, cache, slot, past, whole, train)
       return y
 
     def attend_source(x: Array) -> Array:
       nonlocal cache
-      y, source = self.cross_attention(x, memory, memory_sight, None, None if cache is None else cache.source, None, None, train)
+      y, source = self.cross_attention(x, memory, memory_sight, None, None if cache is None else cache.source, None, None, None, train)
       cache = None if cache is None else cache._replace(source=source)
       return y
 

@@ -88,7 +88,7 @@ class Projection(NamedTuple):
 
 class Output(NamedTuple):
   heads: Mapping[str, Any]  # name -> what that head gives, at the positions that were asked for
-  hidden: Array  # [B, L, D] after the last norm
+  hidden: Array | None  # [B, L, D] after the last norm; None where heads were read, all at given places: the last block makes no others
   cache: Any  # the KV cache with the new keys written, or None
   past: Any  # with `past` given: what entered each layer, to be the next rows' past
   aux: Mapping[str, Array]  # losses of the model's own (load balancing)
@@ -134,6 +134,16 @@ class Sight:
     for other in seen[1:]:
       mask = mask & other
     return mask
+
+
+  def at(self, places: Array) -> "Sight":
+    """The queries at `places` int [B, P] alone, with all keys."""
+    pick = lambda x: None if x is None else jnp.take_along_axis(x, places, axis=1) if x.shape[0] == len(places) else x[0][places]
+    k_order, q_order, kind = self.k_order, pick(self.q_order), self.kind
+    if kind == "causal":  # the queries no longer stand at their places, so an order must tell what they see
+      k_order, q_order, kind = jnp.arange(self.k_positions.shape[-1], dtype=jnp.int32)[None], places, "ordered"
+    return self.replace(q_positions=pick(self.q_positions), q_segments=pick(self.q_segments), q_order=q_order, k_order=k_order,
+                        q_types=pick(self.q_types), kind=kind)  # fmt: skip
 
 
 class Past(NamedTuple):

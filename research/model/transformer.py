@@ -16,6 +16,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.core import FrozenDict
 
 from research.core.config import Component
@@ -75,8 +76,12 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, sight: Sight, memory: Array | None = None, memory_sight: Sight | None = None, bias: Array | None = None,
-               cache: caches.Cache | None = None, past: Past | None = None, train: bool = False) -> tuple[Array, Any, Any]:  # fmt: skip
-    """x [B, L, D] -> what leaves the last block, the layers' caches and their next past (a tuple, or stacked where scanned)."""
+               cache: caches.Cache | None = None, past: Past | None = None, train: bool = False,
+               places: Array | None = None) -> tuple[Array, Any, Any]:  # fmt: skip
+    """x [B, L, D] -> what leaves the last block, the layers' caches and their next past (a tuple, or stacked where scanned).
+
+    With `places` int [B, P] only these leave it, [B, P, D], and an unrolled last block computes no others.
+    """
     cfg = self.cfg
     out = {"scaled": cfg.deviation / math.sqrt(2 * self.layers), "same": cfg.deviation, "zero": 0.0}[cfg.residual_init]
     block = Block if cfg.remat == "none" else nn.remat(Block, policy=REMAT[cfg.remat], static_argnums=(8,), prevent_cse=not cfg.scan)
@@ -91,7 +96,8 @@ class Stack(nn.Module):
       after = []
       for i in range(self.layers):
         layer = Layer(None if cached is None else cached[i], None if hidden is None else hidden[i])
-        x, layer = block(**kwargs, name=f"block_{i}")(x, layer, sight, memory, memory_sight, slot, bias, train)
+        last = places if i == self.layers - 1 else None
+        x, layer = block(**kwargs, name=f"block_{i}")(x, layer, sight, memory, memory_sight, slot, bias, train, last)
         after.append(layer)
       return x, None if cache is None else tuple(a.cache for a in after), None if past is None else tuple(a.past for a in after)
     scanned = nn.scan(
@@ -99,6 +105,8 @@ class Stack(nn.Module):
         in_axes=(0, *[nn.broadcast] * 6), metadata_params={nn.PARTITION_NAME: "layers"},
     )  # fmt: skip
     x, after = scanned(**kwargs, name="blocks")(x, Layer(cached, hidden), sight, memory, memory_sight, slot, bias, train)
+    if places is not None:
+      x = jnp.take_along_axis(x, places[:, :, None], axis=1)
     return x, after.cache, after.past
 
 
@@ -192,27 +200,49 @@ class Transformer(nn.Module):
       sight = self_sight(inputs, past)
     else:
       cache, sight = caches.write(cache, inputs)
-    x, layers, hidden = self.stack(x, sight, memory, memory_sight, self.position.stack_bias(sight), cache, past, train)
+    read = {name: self._places(name, places, len(x)) for name, places in (read or {}).items()}
+    asked = self._asked(read, x.shape[1]) if cache is None else None
+    x, layers, hidden = self.stack(x, sight, memory, memory_sight, self.position.stack_bias(sight), cache, past, train, asked)
     if self.cfg.norm_place == "pre":
       x = self.final_norm(x)
     if cache is not None:
       cache = caches.advance(cache, layers, inputs.tokens.shape[1])
-    heads = {name: self._read(name, x, sight.q_segments, places) for name, places in (read or {}).items()}
-    return Output(heads, x, cache, hidden, {}, {})
+    if asked is not None:  # the last block has brought them together
+      ends = np.cumsum([0 if places is None else places.shape[1] for places in read.values()])
+      heads = {name: self._head(name, part) for name, part in zip(read, jnp.split(x, ends[:-1], axis=1))}
+    else:
+      heads = {name: self._head(name, self._at(name, x, sight.q_segments, places)) for name, places in read.items()}
+    return Output(heads, x if asked is None else None, cache, hidden, {}, {})
 
-  def _read(self, name: str, x: Array, segments: Array | None, places: Array | None):
-    """What the head `name` gives at `places` int [B, P] of x [B, L, D]."""
+  def _places(self, name: str, places: Array | None, batch: int) -> Array | None:
+    """Where the head `name` reads: a head of whole documents that is not told where takes the first place."""
     head = self.heads[name]
     if head.kind == "vector" and head.pool != "each" and places is None:
-      places = jnp.zeros((x.shape[0], 1), jnp.int32)
-    if head.kind == "vector" and head.pool == "mean":
-      same = jnp.ones((*places.shape, x.shape[1]), x.dtype)
-      if segments is not None:  # the mean over the document in which the place lies
-        same = (jnp.take_along_axis(segments, places, axis=1)[:, :, None] == segments[:, None, :]).astype(x.dtype)
-      hidden = jnp.einsum("BPL,BLD->BPD", same, x) / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1e-9)
-    else:
-      hidden = x if places is None else jnp.take_along_axis(x, places[:, :, None], axis=1)
-    if head.kind == "token" and self.cfg.head_scale:
+      return jnp.zeros((batch, 1), jnp.int32)
+    return None if head.kind == "scale" else places
+
+  def _asked(self, read: Mapping[str, Array | None], length: int) -> Array | None:
+    """The places [B, P] of all heads, one after the other; None where some head reads every place, or they are no fewer than all."""
+    reading = [name for name in read if self.heads[name].kind != "scale"]
+    if not reading or any(read[name] is None or self.heads[name].pool == "mean" for name in reading):
+      return None
+    asked = jnp.concatenate([read[name] for name in reading], axis=1)
+    return asked if asked.shape[1] < length else None
+
+  def _at(self, name: str, x: Array, segments: Array | None, places: Array | None) -> Array:
+    """What the head `name` reads of x [B, L, D] at `places` int [B, P]."""
+    if places is None:
+      return x
+    if self.heads[name].pool != "mean":
+      return jnp.take_along_axis(x, places[:, :, None], axis=1)
+    same = jnp.ones((*places.shape, x.shape[1]), x.dtype)
+    if segments is not None:  # the mean over the document in which the place lies
+      same = (jnp.take_along_axis(segments, places, axis=1)[:, :, None] == segments[:, None, :]).astype(x.dtype)
+    return jnp.einsum("BPL,BLD->BPD", same, x) / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1e-9)
+
+  def _head(self, name: str, hidden: Array):
+    """What the head `name` gives for hidden [B, P, D]."""
+    if self.heads[name].kind == "token" and self.cfg.head_scale:
       hidden = hidden / math.sqrt(self.cfg.width)
     return self.head[name](hidden, None if self.cfg.patches is not None else self.embed.embedding)
 

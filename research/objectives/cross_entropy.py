@@ -75,13 +75,19 @@ def _scan(body, init, xs: tuple[Array, ...], chunks: int):
 
 
 def _scores(hidden: Array, kernel: Array, bias: Array | None, targets: Array, weights: Array):
-  """Logits [n, V] of the n = B · c places of a chunk, their logsumexp [n], −log p(target) and whether the target scores highest."""
+  """Of the n = B · c places of a chunk: exp(logits − peak) [n, V] and its sums [n], −log p(target), and whether the target scores highest."""
   logits = jax.lax.dot_general(hidden, kernel, (((1,), (1,)), ((), ())), preferred_element_type=weights.dtype)
   logits = logits if bias is None else logits + bias
   peak = jnp.max(logits, axis=-1)
-  norm = jnp.log(jnp.sum(jnp.exp(logits - peak[:, None]), axis=-1)) + peak
+  likelihoods = _made(jnp.exp(logits - peak[:, None]))
+  norm = jnp.sum(likelihoods, axis=-1)
   target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-  return logits, norm, norm - target, target >= peak
+  return likelihoods, norm, jnp.log(norm) + peak - target, target >= peak
+
+
+def _made(x: Array) -> Array:
+  """x, on a CPU as an array: XLA there fuses exp into a sum that takes several times as long as both apart, and makes exp anew afterwards."""
+  return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 def _rows(chunk: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -108,9 +114,9 @@ def _forward(hidden, kernel, bias, targets, weights, chunks):
     total, d_kernel, d_bias = carry
     shape = chunk[0].shape
     hidden, targets, weights = _rows(chunk)
-    logits, norm, nll, correct = _scores(hidden, kernel, bias, targets, weights)
-    hit = targets[:, None] == jnp.arange(logits.shape[-1], dtype=targets.dtype)
-    d_logits = ((jnp.exp(logits - norm[:, None]) - hit) * weights[:, None]).astype(hidden.dtype)
+    likelihoods, norm, nll, correct = _scores(hidden, kernel, bias, targets, weights)
+    hit = targets[:, None] == jnp.arange(likelihoods.shape[-1], dtype=targets.dtype)
+    d_logits = (likelihoods * (weights / norm)[:, None] - hit * weights[:, None]).astype(hidden.dtype)
     d_hidden = jax.lax.dot_general(d_logits, kernel, (((1,), (0,)), ((), ())))
     down = (((0,), (0,)), ((), ()))
     d_kernel = d_kernel + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)

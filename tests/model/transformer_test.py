@@ -146,13 +146,46 @@ def test_learned_positions_past_the_table_are_seen():
   assert jnp.isnan(logits(apply, params, Inputs(tokens(1, 6)))[0, 5]).all()
 
 
-def test_heads_read_only_the_given_positions():
-  _, params, apply = build()
-  x = tokens()
-  at = jnp.array([[3, 1], [0, 11]])
-  some = apply(params, Inputs(x), read={"lm": at}).heads["lm"].logits()
-  whole = logits(apply, params, Inputs(x))
-  np.testing.assert_allclose(some, jnp.take_along_axis(whole, at[:, :, None], 1), atol=1e-6)
+@pytest.mark.parametrize("scheme,kind", [*((scheme, "full") for scheme in SCHEMES), ("rotary", "causal"), ("relative", "ordered")])
+@pytest.mark.parametrize("scan", [False, True])
+def test_places_that_heads_read_are_as_in_the_whole(scheme, kind, scan):
+  """Two heads at places of their own, of packed rows with types, a window and an encoder: outputs and gradients."""
+  if scan and scheme != "rotary":
+    pytest.skip("scanned layers compute every place and pick; one scheme shows it")
+  heads = {"lm": HeadConfig(), "classes": HeadConfig("vector", outputs=3, pool="first", transform=True), "scale": HeadConfig("scale")}
+  attention = grouped.Config(heads=4, kv_heads=2, window=5)
+  _, params, apply = build(position=SCHEMES[scheme], scan=scan, attention=attention, heads=heads, token_types=2, encoder_layers=1,
+                           norm_place="post" if scheme == "alibi" else "pre")  # fmt: skip
+  x, source = tokens(), tokens(2, 9, seed=1)
+  segments = jnp.asarray([[1] * 5 + [2] * 5 + [0] * 2, [1] * 8 + [2] * 4])
+  order = jnp.asarray(np.random.default_rng(3).permuted(np.tile(np.arange(L), (2, 1)), axis=1)) if kind == "ordered" else None
+  inputs = Inputs(x, positions=positions_within(segments), segments=segments, order=order, types=(x > 11).astype(jnp.int32), kind=kind,
+                  source=Inputs(source, segments=jnp.ones_like(source).at[:, 4:].set(2), kind="full"))  # fmt: skip
+  at, first = jnp.array([[3, 1], [4, 11]]), jnp.array([[5], [0]])
+
+  @jax.jit
+  def some(params):
+    out = apply(params, inputs, read={"lm": at, "scale": None, "classes": first})
+    assert scan or out.hidden is None
+    return out.heads["lm"].logits(), out.heads["classes"], out.heads["scale"]
+
+  @jax.jit
+  def whole(params):
+    wide = jnp.broadcast_to(jnp.arange(L), x.shape)
+    out = apply(params, inputs, read={"lm": None, "scale": None, "classes": wide})
+    pick = lambda y, at: jnp.take_along_axis(y, at[:, :, None], axis=1)
+    return pick(out.heads["lm"].logits(), at), pick(out.heads["classes"], first), out.heads["scale"]
+
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), some(params), whole(params))
+  loss = lambda f: jax.jit(jax.grad(lambda params: sum(jnp.sum(jnp.sin(y)) for y in f(params))))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), loss(some)(params), loss(whole)(params))
+
+
+def test_the_last_block_computes_only_what_is_read():
+  _, params, apply = build(layers=1)
+  flops = lambda read: jax.jit(lambda p: apply(p, Inputs(tokens(), kind="full"), read=read).heads["lm"].hidden).lower(params).compile()
+  few, all_ = (flops(read).cost_analysis()["flops"] for read in ({"lm": jnp.array([[3], [0]])}, {"lm": None}))
+  assert few < 0.5 * all_
 
 
 def test_encoder_decoder_sees_the_whole_source_and_only_it():

@@ -70,17 +70,18 @@ class GroupedAttention(nn.Module):
     self.drop = Dropout(cfg.dropout)
 
   def __call__(self, x: Array, source: Array | None, sight: Sight, bias: Array | None, cache: LayerCache | None, slot: Array | None,
-               past: Array | None, train: bool) -> tuple[Array, LayerCache | None]:  # fmt: skip
+               past: Array | None, whole: Array | None, train: bool) -> tuple[Array, LayerCache | None]:  # fmt: skip
     """x [B, L, D] attends to itself, to `source` [B, K, D] (cross-attention), or to the cache, in which it is written at `slot`.
 
     Cross-attention returns the source's keys and values; given them as `cache`, without a slot, it projects no source again.
     Keys and values come from the first of x where the sight has fewer keys than queries (a second stream of queries), after those of
-    `past` [B, M, D]. `bias` [B or 1, H, L, K] is added to the scores.
+    `past` [B, M, D]. Where x is only some places of a text, that text is `whole`, and gives them. `bias` [B or 1, H, L, K] is added to
+    the scores.
     """
     cross = source is not None or (cache is not None and slot is None)
     if not cross and cache is None:
       old = 0 if past is None else past.shape[1]
-      source = x[:, : sight.k_positions.shape[-1] - old]
+      source = (x if whole is None else whole)[:, : sight.k_positions.shape[-1] - old]
       source = source if past is None else jnp.concatenate([past.astype(x.dtype), source], axis=1)
     q = self.query(x)
     if self.cfg.qk_norm:
