@@ -3,7 +3,7 @@
   python -m research.evaluate --workdir=runs/char [--evals=likelihood] [--data=my_text.txt] [--step=2000]
 
   loss        the objective's loss and metrics over the validation split, as in training
-  likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals
+  likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals; of a masked LM the pseudo-likelihood
   similarity  Spearman's correlation × 100 between the cosine of two texts' vectors and the score that people gave them, for --data=pairs.csv
               (or .tsv, also .gz): two texts and a score on each line
 
@@ -71,7 +71,7 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
 
   pairs = similarity.read_pairs(data) if evals == ["similarity"] else None
   run = restore(workdir, step)
-  evals = evals or (["likelihood"] if run.objective.logprob is not None else ["loss"])
+  evals = evals or (["likelihood"] if run.objective.logprob is not None and not run.objective.pseudo else ["loss"])
   if pairs is not None:
     rows = pairs
   elif data is None:

@@ -71,12 +71,13 @@ def preview(cfg, directory: str, rows: int, length: int, png: str | None) -> str
       kept = [(p, t) for p, t, w in zip(places, shown(targets[i]), example.weights[term][i]) if w > 0]
       some = "  ".join(f"{p}→{t}" for p, t in kept if p < length)
       lines.append(f"  predicts  ({term}: {len(kept)} targets) place→token  {some}")
-  mask = self_sight(jax.tree.map(lambda x: x[:1, : min(length, 24)], example.inputs)).mask()
+  content = example.inputs.replace(queries=None)  # a second stream reads as its place does, without its own column
+  mask = self_sight(jax.tree.map(lambda x: x[:1, : min(length, 24)], content)).mask()
   if mask is not None:
     lines += ["", f"who sees whom ({example.inputs.kind}; a line for each reader, # where it sees the column)"]
     lines += ["  " + "".join("#" if cell else "·" for cell in line) for line in np.asarray(mask)[0]]
   if png:
-    whole = self_sight(jax.tree.map(lambda x: x[:1, :length], example.inputs)).mask()
+    whole = self_sight(jax.tree.map(lambda x: x[:1, :length], content)).mask()
     _draw(np.asarray(whole)[0], shown(example.inputs.tokens[0][:length]), png)
     lines.append(f"picture in {png}")
   return "\n".join(lines)

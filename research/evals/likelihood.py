@@ -1,6 +1,7 @@
 """Likelihood of held-out text: loss, perplexity and bits per byte, each token of the text predicted once.
 
-The interval is a bootstrap over rows.
+Where an objective scores each token given later ones too, it is a pseudo-likelihood (Salazar et al. 2020), which no likelihood compares
+with: the scores are then called `pseudo_loss` and `pseudo_perplexity`, and there are no bits per byte. The interval is a bootstrap over rows.
 """
 
 from __future__ import annotations
@@ -41,15 +42,19 @@ def make(cfg: Config, objective: Objective, vocab: Vocab):
       batch = stream.batch(rows, k, cfg.batch_size)
       parts.append(np.stack(jax.device_get(score(params, batch.rows)))[:, batch.valid])
     nll, tokens, size = np.concatenate(parts, axis=1).astype(np.float64)
-    return summarize(nll, tokens, size, cfg.resamples)
+    scores = summarize(nll, tokens, size, cfg.resamples)
+    return {f"pseudo_{name}": scores[name] for name in ("loss", "perplexity")} if objective.pseudo else scores
 
   return evaluate
 
 
 def _score(apply, objective: Objective, byte_length: Array, params: PyTree, rows) -> tuple[Array, Array, Array]:
   """Nats, predicted tokens and their bytes of each row, [B] each."""
-  example = jax.vmap(lambda row: objective.corrupt(jax.random.key(0), row, 0))(rows)
-  (weights,), (targets,) = example.weights.values(), example.targets.values()
+  if objective.scored is not None:
+    targets, weights = objective.scored(rows)
+  else:
+    example = jax.vmap(lambda row: objective.corrupt(jax.random.key(0), row, 0))(rows)
+    (weights,), (targets,) = example.weights.values(), example.targets.values()
   size = jax.numpy.sum(jax.numpy.take(byte_length, targets) * weights, axis=-1)
   return -objective.logprob(apply, params, rows, jax.random.key(0)), jax.numpy.sum(weights, axis=-1), size
 

@@ -47,7 +47,7 @@ def config(hf: HfConfig) -> Described:
       deviation=hf("initializer_range", 0.02), residual_init="same",
   )  # fmt: skip
   read = {} if hf.architecture == "XLNetModel" else {"lm": HeadConfig(bias=True)}
-  return Described(cfg, read, hf("vocab_size", 32000, also="n_token"), LENGTH)
+  return Described(cfg, read, hf("vocab_size", 32000, also="n_token"), LENGTH, "objectives.permutation_lm" if read else None)
 
 
 def export_config(model: Described) -> dict[str, Any]:

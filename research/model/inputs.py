@@ -149,7 +149,7 @@ class Sight:
 class Past(NamedTuple):
   """Hidden states of earlier rows, which every query sees (Transformer-XL's memory). No gradient flows into them."""
 
-  hidden: Any  # what entered each layer, [B, M, D]: a tuple of the layers, or stacked where they are scanned
+  hidden: Any  # what entered each layer, [B, M, D]: a tuple of the layers, or stacked where they are scanned; None: nothing yet, M = 0
   positions: Array  # int32 [B, M], usually −M … −1
   segments: Array | None = None  # int32 [B, M]; given where the new rows have them
   types: Array | None = None  # int32 [B, M]; None: type 0

@@ -21,6 +21,7 @@ from flax.core import FrozenDict
 
 from research.core.config import Component
 from research.core.config import make as make_component
+from research.core.errors import UserError
 from research.core.types import Array, PyTree
 from research.model import cache as caches
 from research.model.attention import grouped
@@ -92,6 +93,9 @@ class Stack(nn.Module):
     )  # fmt: skip
     slot = None if cache is None else cache.length
     cached, hidden = None if cache is None else cache.layers, None if past is None else past.hidden
+    if past is not None and hidden is None:  # the first rows of a text: nothing is seen, but what enters the layers is kept
+      nothing = jnp.zeros_like(x[:, :0])
+      hidden = jnp.broadcast_to(nothing, (self.layers, *nothing.shape)) if cfg.scan else (nothing,) * self.layers
     if not cfg.scan:
       after = []
       for i in range(self.layers):
@@ -158,6 +162,8 @@ class Transformer(nn.Module):
     x = self.embed(inputs.tokens) if self.cfg.patches is None else self.patches(inputs.images)
     place, types = inputs.place(), inputs.types
     if inputs.queries is not None:
+      if not self.cfg.queries:
+        raise UserError("the objective asks through a second stream of queries, which this model lacks: set model.queries to true.")
       start = jnp.broadcast_to(self.query_embedding.astype(x.dtype), (*inputs.queries.shape, x.shape[-1]))
       x = jnp.concatenate([x, start], axis=1)
       asked = lambda of: None if of is None else jnp.concatenate([of, jnp.take_along_axis(of, inputs.queries, axis=1)], axis=1)

@@ -28,6 +28,7 @@ class Example(NamedTuple):
   targets: Mapping[str, Array]  # term -> what is to be predicted, e.g. int32 [P]
   weights: Mapping[str, Array]  # term -> weight of each target, float32 [P]; 0 where there is none
   positions: Mapping[str, Array]  # term -> places of the targets in the row, int32 [P]; absent: every place
+  counts: Mapping[str, Array] = {}  # numbers of this row that metrics alone read
 
 
 class Objective(NamedTuple):
@@ -39,6 +40,8 @@ class Objective(NamedTuple):
   weights: Callable[[Example], dict[str, Array]] = lambda example: total_weights(example)  # (Example) -> denominator of each term
   predict: Callable[..., dict[str, Array]] | None = None  # (apply, params, Example) -> answers, for tasks
   logprob: Callable[..., Array] | None = None  # (apply, params, rows, key) -> log-probability of each row's text
+  scored: Callable[..., tuple[Array, Array]] | None = None  # (rows) -> tokens that logprob counts and their weights, [B, P]; None: the targets of corrupt
+  pseudo: bool = False  # logprob is a pseudo-log-likelihood: each token given tokens after it too, so it is no code length
   causal: bool = False  # it trains left-to-right prediction, so its model can generate
   whole_batch: bool = False  # a row's loss depends on the other rows (in-batch negatives)
 
@@ -56,6 +59,13 @@ def token_metrics(nll: Array, correct: Array, targets: Array, weights: Array, by
       "accuracy": Mean.of(correct, weights),
       "bits_per_byte": Mean(jnp.sum(bits * weights), jnp.sum(size)),
   }
+
+
+def row_metrics(weights: Array, segments: Array) -> dict[str, Mean]:
+  """Targets of a row, and the share of it that is padding; of the rows that have a target. weights [B, P], segments [B, L]."""
+  rows = jnp.any(weights > 0, axis=-1).astype(jnp.float32)
+  padding = jnp.sum(segments == 0, axis=-1) / segments.shape[-1]
+  return {"targets_per_row": Mean(jnp.sum(weights), jnp.sum(rows)), "padding": Mean.of(padding, rows)}
 
 
 def choose(key: Array, candidates: Array, count: Array, slots: int) -> tuple[Array, Array]:

@@ -26,16 +26,26 @@ class TokenLoss(NamedTuple):
   correct: Array  # bool [B, P]: the target has the largest score
 
 
-def token_loss(scores: Projection, targets: Array, weights: Array) -> TokenLoss:
-  """Σ weights · (logsumexp(logits) − logits[target]).
+class Form(NamedTuple):
+  """What is static of a loss."""
+
+  chunks: int
+  z_loss: float
+  label_smoothing: float
+
+
+def token_loss(scores: Projection, targets: Array, weights: Array, z_loss: float = 0.0, label_smoothing: float = 0.0) -> TokenLoss:
+  """Σ weights · (−Σᵥ q(v) log p(v) + z_loss · log² Z) with p = exp(logits) / Z; q is 1 at the target and 0 elsewhere.
 
   Args:
     scores: hidden [B, P, D], kernel [V, D], bias [V] or None.
     targets: int32 [B, P].
     weights: float [B, P].
+    z_loss: keeps log Z near 0 (Chowdhery et al. 2022, PaLM, section 5, with 1e-4).
+    label_smoothing: share ε of q that is spread evenly over the V entries, the target's own among them (Szegedy et al. 2016, section 7).
 
   Returns:
-    The total in at least float32, and the parts that metrics need, without gradient.
+    The total in at least float32, and the parts that metrics need, without gradient: `nll` knows neither z-loss nor smoothing.
   """
   B, P, D = scores.hidden.shape
   V = scores.kernel.shape[0]
@@ -44,7 +54,8 @@ def token_loss(scores: Projection, targets: Array, weights: Array) -> TokenLoss:
   # The kernel is gathered along its sharded width once, not once a chunk.
   kernel = constrain(scores.kernel.astype(scores.hidden.dtype), "vocab", None)
   bias = None if scores.bias is None else scores.bias.astype(wide)
-  total, nll, correct = _fused(scores.hidden, kernel, bias, targets, weights.astype(wide), chunks)
+  form = Form(chunks, z_loss, label_smoothing)
+  total, nll, correct = _fused(scores.hidden, kernel, bias, targets, weights.astype(wide), form)
   return TokenLoss(total, nll, correct)
 
 
@@ -74,15 +85,31 @@ def _scan(body, init, xs: tuple[Array, ...], chunks: int):
   return carry, tuple(map(_join, ys))
 
 
-def _scores(hidden: Array, kernel: Array, bias: Array | None, targets: Array, weights: Array):
-  """Of the n = B · c places of a chunk: exp(logits − peak) [n, V] and its sums [n], −log p(target), and whether the target scores highest."""
+class Scores(NamedTuple):
+  """Of the n = B · c places of a chunk."""
+
+  likelihoods: Array  # exp(logits − peak) [n, V]
+  norm: Array  # their sums [n]
+  log_z: Array  # [n]
+  loss: Array  # [n]: of each place, not weighed
+  nll: Array  # −log p(target) [n]
+  correct: Array  # bool [n]: the target scores highest
+
+
+def _scores(hidden: Array, kernel: Array, bias: Array | None, targets: Array, weights: Array, form: Form) -> Scores:
   logits = jax.lax.dot_general(hidden, kernel, (((1,), (1,)), ((), ())), preferred_element_type=weights.dtype)
   logits = logits if bias is None else logits + bias
   peak = jnp.max(logits, axis=-1)
   likelihoods = _made(jnp.exp(logits - peak[:, None]))
   norm = jnp.sum(likelihoods, axis=-1)
+  log_z = jnp.log(norm) + peak
   target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-  return likelihoods, norm, jnp.log(norm) + peak - target, target >= peak
+  loss = nll = log_z - target
+  if form.label_smoothing:
+    loss = (1 - form.label_smoothing) * nll + form.label_smoothing * (log_z - jnp.mean(logits, axis=-1))
+  if form.z_loss:
+    loss = loss + form.z_loss * jnp.square(log_z)
+  return Scores(likelihoods, norm, log_z, loss, nll, target >= peak)
 
 
 def _made(x: Array) -> Array:
@@ -96,41 +123,49 @@ def _rows(chunk: tuple[Array, ...]) -> tuple[Array, ...]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _fused(hidden, kernel, bias, targets, weights, chunks):
+def _fused(hidden, kernel, bias, targets, weights, form):
   def body(total, chunk):
     shape = chunk[1].shape
     hidden, targets, weights = _rows(chunk)
-    _, _, nll, correct = _scores(hidden, kernel, bias, targets, weights)
-    return total + jnp.sum(nll * weights), (nll.reshape(shape), correct.reshape(shape))
+    found = _scores(hidden, kernel, bias, targets, weights, form)
+    return total + jnp.sum(found.loss * weights), (found.nll.reshape(shape), found.correct.reshape(shape))
 
-  total, (nll, correct) = _scan(body, jnp.zeros((), weights.dtype), (hidden, targets, weights), chunks)
+  total, (nll, correct) = _scan(body, jnp.zeros((), weights.dtype), (hidden, targets, weights), form.chunks)
   return total, nll, correct
 
 
-def _forward(hidden, kernel, bias, targets, weights, chunks):
+def _forward(hidden, kernel, bias, targets, weights, form):
   wide = weights.dtype
 
   def body(carry, chunk):
     total, d_kernel, d_bias = carry
     shape = chunk[0].shape
     hidden, targets, weights = _rows(chunk)
-    likelihoods, norm, nll, correct = _scores(hidden, kernel, bias, targets, weights)
-    hit = targets[:, None] == jnp.arange(likelihoods.shape[-1], dtype=targets.dtype)
-    d_logits = (likelihoods * (weights / norm)[:, None] - hit * weights[:, None]).astype(hidden.dtype)
+    found = _scores(hidden, kernel, bias, targets, weights, form)
+    V = found.likelihoods.shape[-1]
+    hit = targets[:, None] == jnp.arange(V, dtype=targets.dtype)
+    of_p = weights / found.norm
+    if form.z_loss:
+      of_p = of_p * (1 + 2 * form.z_loss * found.log_z)
+    d_logits = found.likelihoods * of_p[:, None] - hit * ((1 - form.label_smoothing) * weights)[:, None]
+    if form.label_smoothing:
+      d_logits = d_logits - (form.label_smoothing / V * weights)[:, None]
+    d_logits = d_logits.astype(hidden.dtype)
     d_hidden = jax.lax.dot_general(d_logits, kernel, (((1,), (0,)), ((), ())))
     down = (((0,), (0,)), ((), ()))
     d_kernel = d_kernel + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)
     if bias is not None:  # a product, which is faster than a sum down the columns
       d_bias = d_bias + jax.lax.dot_general(d_logits, jnp.ones((len(d_logits), 1), d_logits.dtype), down, preferred_element_type=wide)[:, 0]
-    return (total + jnp.sum(nll * weights), d_kernel, d_bias), (nll.reshape(shape[:2]), correct.reshape(shape[:2]), d_hidden.reshape(shape))
+    parts = found.nll.reshape(shape[:2]), found.correct.reshape(shape[:2]), d_hidden.reshape(shape)
+    return (total + jnp.sum(found.loss * weights), d_kernel, d_bias), parts
 
   zero = (jnp.zeros((), wide), jnp.zeros(kernel.shape, wide), None if bias is None else jnp.zeros_like(bias))
-  (total, d_kernel, d_bias), (nll, correct, d_hidden) = _scan(body, zero, (hidden, targets, weights), chunks)
+  (total, d_kernel, d_bias), (nll, correct, d_hidden) = _scan(body, zero, (hidden, targets, weights), form.chunks)
   return (total, nll, correct), (d_hidden, d_kernel.astype(kernel.dtype), d_bias)
 
 
-def _backward(chunks, residuals, cotangents):
-  del chunks
+def _backward(form, residuals, cotangents):
+  del form
   d_hidden, d_kernel, d_bias = residuals
   g = cotangents[0]
   return (d_hidden * g.astype(d_hidden.dtype), d_kernel * g.astype(d_kernel.dtype), None if d_bias is None else d_bias * g, None, None)

@@ -111,6 +111,8 @@ def test_evaluate_a_masked_run(run, runs):
   summary = json.loads(pathlib.Path(runs["masked_lm"], "summary.json").read_text())
   found = json.loads(pathlib.Path(runs["masked_lm"], "evaluations.json").read_text())
   assert found["loss"]["scores"]["loss"]["value"] == pytest.approx(summary["valid"]["loss"], rel=1e-5)
+  status, out, _ = run(evaluate, f"--workdir={runs['masked_lm']}", "--evals=likelihood")
+  assert status == 0 and "pseudo_perplexity" in out and "bits_per_byte" not in out
 
 
 def test_evaluate_mistakes(fails, runs, tmp_path):
@@ -124,7 +126,6 @@ def test_evaluate_mistakes(fails, runs, tmp_path):
   fails(evaluate, [workdir, "--step=many"], "step", "many")
   fails(evaluate, [workdir, "--batch_size=0"], "batch_size")
   fails(evaluate, [workdir, "--config.steps=5"], "--config")
-  fails(evaluate, [f"--workdir={runs['masked_lm']}", "--evals=likelihood"], "no likelihood")
 
 
 # --- generate ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,18 @@ from research.model.attention import grouped
 
 LENGTH, SIZE = 16, 40
 OBJECTIVES = [name for name in configs.members("objectives") if name != "reading"]  # which trains nothing
+VARIANTS = {  # other ways of an objective, which keep the contracts too: objective-variant -> its keys
+    "causal_lm-prefix": dict(prefix=True),
+    "causal_lm-regularized": dict(z_loss=1e-3, label_smoothing=0.1),
+    "masked_lm-word": dict(unit="word", mask_rate=0.4),
+    "masked_lm-span": dict(unit="span", mask_rate=0.4),
+    "masked_lm-ngram": dict(unit="ngram", mask_rate=0.4),
+    "masked_lm-bernoulli": dict(count="bernoulli", slack=1.0),
+    "masked_lm-schedule": dict(final_mask_rate=0.4, mask_rate_steps=10),
+    "permutation_lm-all": dict(predict=1),
+    "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
+}
+MODEL = {"permutation_lm": dict(queries=True)}  # what an objective needs of the model
 SPECIAL = {"pad": 0, "unk": 1, "bos": 2, "eos": 3, "cls": 4, "sep": 5, "mask": 6}
 
 
@@ -21,15 +33,31 @@ def vocab() -> Vocab:
   return Vocab(SIZE, SPECIAL, np.arange(SIZE) % 3 == 0, (1 - special) * (1 + np.arange(SIZE, dtype=np.int32) % 2))
 
 
-def build(name: str, dropout: float = 0.0, **changes):
-  """(objective, model, params, apply) of an objective at its defaults, or with `changes` of its keys."""
-  cfg = configs.typed(configs.use(f"objectives.{name}", **changes))
-  objective = configs.make(cfg, vocab(), LENGTH)
-  model = transformer.make(
-      transformer.Config(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2), SIZE, objective.heads, LENGTH
-  )
+def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
+  """(objective, model, params, apply) of an objective at its defaults or of a variant of it, with `changes` of its keys."""
+  family = name.partition("-")[0]
+  cfg = configs.typed(configs.use(f"objectives.{family}", **{**VARIANTS.get(name, {}), **changes}))
+  objective = configs.make(cfg, vocab(), length)
+  keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2) | MODEL.get(family, {}) | model_keys
+  model = transformer.make(transformer.Config(**keys), SIZE, objective.heads, length)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   return objective, model, params, transformer.bind(model)
+
+
+def asked(example, term: str):
+  """Where a head must be read for the targets of `term`: None, or int32 [B, P]; the queries of a second stream follow the row's tokens."""
+  if example.inputs.queries is not None:
+    B, P = example.inputs.queries.shape
+    return jnp.broadcast_to(example.inputs.tokens.shape[1] + jnp.arange(P), (B, P))
+  return example.positions.get(term)
+
+
+def all_segments(inputs):
+  """The documents of a row's tokens and, after them, of its queries."""
+  segments = inputs.segments
+  if inputs.queries is None:
+    return segments
+  return jnp.concatenate([segments, jnp.take_along_axis(segments, inputs.queries, axis=1)], axis=1)
 
 
 def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str, np.ndarray]:

@@ -23,14 +23,17 @@ def arrays(places=P, dtype=jnp.float32, seed=0):
   return hidden, kernel, bias, targets, weights
 
 
-def plain(hidden, kernel, bias, targets, weights):
+def plain(hidden, kernel, bias, targets, weights, z_loss=0.0, label_smoothing=0.0):
   logits = Projection(hidden, kernel, bias).logits()
-  nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
-  return jnp.sum(nll * weights), nll, jnp.argmax(logits, -1) == targets
+  likelihoods = jax.nn.log_softmax(logits)
+  nll = -jnp.take_along_axis(likelihoods, targets[..., None], -1)[..., 0]
+  q = (1 - label_smoothing) * jax.nn.one_hot(targets, logits.shape[-1]) + label_smoothing / logits.shape[-1]
+  loss = -jnp.sum(q * likelihoods, -1) + z_loss * jax.nn.logsumexp(logits, -1) ** 2
+  return jnp.sum(loss * weights), nll, jnp.argmax(logits, -1) == targets
 
 
-def fused(hidden, kernel, bias, targets, weights):
-  return token_loss(Projection(hidden, kernel, bias), targets, weights)
+def fused(hidden, kernel, bias, targets, weights, **more):
+  return token_loss(Projection(hidden, kernel, bias), targets, weights, **more)
 
 
 def differences(a, b):
@@ -40,19 +43,22 @@ def differences(a, b):
 
 @pytest.mark.parametrize("chunks", [1, 2, 3, 6])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_values_and_gradients(monkeypatch, chunks, with_bias):
+@pytest.mark.parametrize("more", [{}, dict(z_loss=0.02), dict(label_smoothing=0.1), dict(z_loss=0.01, label_smoothing=0.2)], ids=["", "z", "smooth", "both"])
+def test_values_and_gradients(monkeypatch, chunks, with_bias, more):
+  if more and chunks not in (1, 3):
+    pytest.skip("chunks and forms of the loss do not meet")
   monkeypatch.setattr(cross_entropy, "CHUNK", P * V // chunks)
   assert cross_entropy._chunks(P, V) == chunks
   hidden, kernel, bias, targets, weights = arrays()
   bias = bias if with_bias else None
-  total, nll, correct = fused(hidden, kernel, bias, targets, weights)
-  want_total, want_nll, want_correct = plain(hidden, kernel, bias, targets, weights)
+  total, nll, correct = fused(hidden, kernel, bias, targets, weights, **more)
+  want_total, want_nll, want_correct = plain(hidden, kernel, bias, targets, weights, **more)
   assert float(total) == pytest.approx(float(want_total), rel=1e-6)
   np.testing.assert_allclose(nll, want_nll, rtol=1e-5, atol=1e-6)
   np.testing.assert_array_equal(correct, want_correct)
 
   at = (0, 1, 2) if with_bias else (0, 1)
-  scaled = lambda f: lambda *args: 0.37 * f(*args)[0]  # an upstream gradient other than 1
+  scaled = lambda f: lambda *args: 0.37 * f(*args, **more)[0]  # an upstream gradient other than 1
   got = jax.grad(scaled(fused), argnums=at)(hidden, kernel, bias, targets, weights)
   want = jax.grad(scaled(plain), argnums=at)(hidden, kernel, bias, targets, weights)
   for mine, theirs in zip(got, want):

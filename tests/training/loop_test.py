@@ -71,7 +71,7 @@ def tiny(data, objective="causal_lm", *overrides):
       length=16,
       directory=data,
     ),
-    model=use("model.transformer", layers=2, width=16, attention=use("model.attention.grouped", heads=2), dropout=0.1),
+    model=use("model.transformer", layers=2, width=16, attention=use("model.attention.grouped", heads=2), dropout=0.1, queries=objective == "permutation_lm"),
     objective=use(f"objectives.{objective}"),
     optimizer=use("optim.optimizer", schedule=use("optim.schedule", peak=1e-2, warmup=2)),
     checkpoint=use("training.checkpoint", every=4),
