@@ -168,7 +168,7 @@ def test_special_tokens_and_padding_are_no_targets():
   objective, *_ = common.build("permutation_lm", predict=2)
   given = common.batch(objective, 64)
   given.rows["tokens"][:, 3] = common.SPECIAL["sep"]
-  found = jax.tree.map(np.asarray, corrupted(objective, jax.random.key(0), given, 0))
+  found = jax.tree.map(np.asarray, jax.jit(lambda b: corrupted(objective, jax.random.key(0), b, 0))(given))
   chosen = np.zeros(given.rows["tokens"].shape, bool)
   for row, (queries, weights) in enumerate(zip(found.inputs.queries, found.weights["lm"])):
     chosen[row, queries[weights > 0]] = True
@@ -204,7 +204,7 @@ def test_a_part_sees_the_part_before_and_not_the_one_before_that(scan):
   segments = np.array([[1] * 12, [1] * 5 + [2] * 7], np.int32)
   tokens = np.random.default_rng(0).integers(len(common.SPECIAL), common.SIZE, (2, 12)).astype(np.int32)
   given = Batch({"tokens": tokens, "segments": segments}, np.array([[0, 0], [0, 1]], np.uint32), np.ones(2, bool))
-  found = corrupted(objective, jax.random.key(0), given, 0)
+  found = jax.jit(lambda b: corrupted(objective, jax.random.key(0), b, 0))(given)
 
   @jax.jit
   def of_part(tokens):
@@ -213,7 +213,7 @@ def test_a_part_sees_the_part_before_and_not_the_one_before_that(scan):
     which = np.zeros((6, 2, 6), np.float32)
     for i in range(6):
       which[i, i // 3, 2 * (i % 3) : 2 * (i % 3) + 2] = 1
-    return jnp.stack([alone(w) for w in which]).reshape(2, 3)
+    return jax.lax.map(alone, jnp.asarray(which)).reshape(2, 3)
 
   before = np.asarray(of_part(tokens))
   assert np.isfinite(before).all()
@@ -238,7 +238,7 @@ def test_mistakes_are_told():
     with pytest.raises(UserError, match=word):
       common.build("permutation_lm", **changes)
   objective, _, params, apply = common.build("permutation_lm", model_keys=dict(queries=False))
-  found = corrupted(objective, jax.random.key(0), common.batch(objective, 2), 0)
+  found = jax.eval_shape(lambda b: corrupted(objective, jax.random.key(0), b, 0), common.batch(objective, 2))
   with pytest.raises(UserError, match="model.queries") as error:
-    objective.loss(apply, params, found, None, False)
+    jax.eval_shape(lambda e: objective.loss(apply, params, e, None, False), found)
   assert str(error.value).count(".") == 2  # one sentence, one key
