@@ -287,7 +287,8 @@ def test_images_as_rows_of_patches():
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   images = jax.random.normal(jax.random.key(1), (2, 8, 12, 2))
   out = transformer.bind(model)(params, Inputs(images=images, kind="full"), read={"classes": None})
-  assert out.hidden.shape == (2, 7, 16) and out.heads["classes"].shape == (2, 1, 3)
+  whole = transformer.bind(model)(params, Inputs(images=images, kind="full"), read={}).hidden
+  assert whole.shape == (2, 7, 16) and out.heads["classes"].shape == (2, 1, 3)
   cut = nn.unbox(params)["patches"]["pixels"]["kernel"].reshape(32, 16)
   embedded = model.apply({"params": params}, images, method=lambda m, x: m.patches(x))
   np.testing.assert_allclose(embedded[1, 1 + 4], images[1, 4:8, 4:8].reshape(32) @ cut, atol=1e-5)  # row 1, column 1
