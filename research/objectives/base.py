@@ -41,6 +41,8 @@ class Objective(NamedTuple):
   logprob: Callable[..., Array] | None = None  # (apply, params, rows, key) -> log-probability of each row's text
   causal: bool = False  # it trains left-to-right prediction, so its model can generate
   whole_batch: bool = False  # a row's loss depends on the other rows (in-batch negatives)
+  classes: int | None = None  # classes of its labels or tags, which the data must have; None: it has none
+  start: int | None = None  # the token that the decoder of an encoder–decoder reads first
 
 
 def total_weights(example: Example) -> dict[str, Array]:
@@ -56,6 +58,16 @@ def token_metrics(nll: Array, correct: Array, targets: Array, weights: Array, by
       "accuracy": Mean.of(correct, weights),
       "bits_per_byte": Mean(jnp.sum(bits * weights), jnp.sum(size)),
   }
+
+
+def class_loss(scores: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+  """Cross-entropy over a few classes, whose scores are all there: scores [B, P, C], targets int32 [B, P] in [0, C), weights float32 [B, P].
+
+  Returns:
+    Σ weights · −log p(target) in nats [], −log p(target) [B, P], and whether the target has the largest score, bool [B, P].
+  """
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[..., 0]
+  return jnp.sum(nll * weights), nll, jnp.argmax(scores, axis=-1) == targets
 
 
 def choose(key: Array, candidates: Array, count: Array, slots: int) -> tuple[Array, Array]:
