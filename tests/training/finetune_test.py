@@ -46,7 +46,7 @@ def config(folder, objective, ending=".tsv", fields=None, **changes):
       data=configs.use("data.records", train=(str(folder / f"train{ending}"),), valid=(str(folder / f"valid{ending}"),), length=20,
                        fields=fields or {"first": 0, "label": 1}, tokenizer=configs.use("data.tokenizer", kind="byte")),
       model=configs.use("model.transformer", layers=1, width=16, token_types=2, attention=configs.use("model.attention.grouped", heads=2), **encoders),
-      optimizer=configs.use("optim.optimizer", schedule=configs.use("optim.schedule", peak=1e-2, warmup=5)),
+      optimizer=configs.use("optim.optimizer", schedule=configs.use("optim.schedule", peak=1e-2, warmup=1)),
       log=configs.use("training.monitor", every=20, tensorboard=False),
   )  # fmt: skip
   return configs.resolve(configs.use("training.experiment", **(values | changes)))
