@@ -61,7 +61,7 @@ def _steps(text: str | None) -> range:
 
 def _closing(summary: dict, workdir: str) -> str:
   """A small table: the last validation beside what the data's baseline (token frequencies) scores."""
-  valid, name, best = summary["valid"], summary["baseline"], summary["best"]
+  valid, name, best = summary["valid"], summary.get("baseline"), summary["best"]
   base = summary[name] if name else {}
   beside = lambda key: f"{base[key]:.4f}" if key in base else ""
   scores = {"loss": "loss, nats" if "accuracy" in valid else "loss", "accuracy": "accuracy", "bits_per_byte": "bits per byte"}
