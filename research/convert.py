@@ -37,6 +37,12 @@ flags.DEFINE_integer("step", None, "export: which checkpoint (default: the lates
 LENGTH = 1024  # rows of a longer context would cost more than they show, unless asked for
 GENERATION = "generation_config.json"  # start, stop and forbidden tokens, which research.generate heeds
 IN_FLIGHT = 100_000_000  # bytes of a checkpoint being written, so that a large model is not in memory twice
+FIELDS = {  # of the records that an objective trains on, as data.records has them
+    "objectives.classification": {"first": 0, "label": 1},
+    "objectives.tagging": {"words": 0, "tags": -1},
+    "objectives.seq2seq": {"source": 0, "target": 1},
+}
+REGRESSION = {"first": 0, "second": 1, "score": 2}
 OWN = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version")  # keys of config.json that an export writes anew
 
 
@@ -82,7 +88,7 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
       raise UserError(f"'{workdir}' holds a run already: name a new folder with --workdir.")
   loaded = loading.load_model(folder, param_dtype=param_dtype)
   described = loaded.described
-  objective, keys = described.objective, described.objective_keys
+  objective, keys = described.objective, dict(described.objective_keys)
   if objective is None and isinstance(described.cfg, transformer.Config) and not described.cfg.encoder_layers and described.cfg.patches is None:
     objective, keys = "objectives.reading", reading.keys(described.heads)
   if objective is None:
@@ -93,10 +99,15 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   tokenizer = imported.load(folder, size=described.vocab_size)
 
   tokens = os.path.join(os.path.abspath(workdir), TOKENIZER)
-  data = configs.use(
-      "data.text", length=length or min(described.length, LENGTH), tokenizer=configs.use("data.tokenizer", path=tokens),
-      append_eos="eos" in tokenizer.special, prepend_bos=_begins_with_bos(tokenizer),
-  )  # fmt: skip
+  common = dict(length=length or min(described.length, LENGTH), tokenizer=configs.use("data.tokenizer", path=tokens))
+  labels = _class_names(loaded.config, described.heads)
+  if objective in FIELDS:
+    fields = REGRESSION if keys.get("classes") == 1 else FIELDS[objective]
+    data = configs.use("data.records", fields=fields, labels=labels, **common)
+  else:
+    data = configs.use("data.text", append_eos="eos" in tokenizer.special, prepend_bos=_begins_with_bos(tokenizer), **common)
+  if "start" in keys:
+    keys["start"] = _start(loaded.config, tokenizer, keys["start"])
   config = configs.use("training.experiment", model=configs.flatten(described.cfg), objective=configs.use(objective, **keys), data=data)
   config = configs.resolve(config)
   _check_heads(configs.make(configs.typed(config).objective, tokenizer.vocab, data.length).heads, described.heads, objective)
@@ -105,7 +116,7 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   tokenizer.save(tokens)
   state = TrainState(jnp.zeros((), jnp.int32), loaded.params, {}, {}, jax.random.key(config.seed))
   meta = {"step": 0, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config), "data_hash": None,
-          "tokenizer": tokenizer.digest, "batch_size": config.batch_size, "wall_seconds": 0.0,
+          "tokenizer": tokenizer.digest, "labels": list(labels), "batch_size": config.batch_size, "wall_seconds": 0.0,
           "imported": {"family": loaded.family.name, "config": loaded.config}}  # fmt: skip
   largest = max(leaf.nbytes for leaf in jax.tree.leaves(state.params))
   checkpoints = Checkpoints(workdir, configs.typed(config).checkpoint, in_flight=max(IN_FLIGHT, largest + 1))
@@ -124,11 +135,34 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
     reasons.setdefault(why, []).append(name)
   for why, names in reasons.items():
     say(f"not needed: '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}")
-  marks = [name for name, on in (("bos before", data.prepend_bos), ("eos after", data.append_eos)) if on]
-  say(f"vocabulary {tokenizer.vocab.size} · rows of {data.length} tokens (the model was made for {described.length}) · "
-      f"{' and '.join(marks) or 'nothing around'} each document · {objective}")  # fmt: skip
+  if objective in FIELDS:
+    reads = "labelled records" + (f" of classes {', '.join(labels[:20])}" if labels else "")
+  else:
+    marks = [name for name, on in (("bos before", data.prepend_bos), ("eos after", data.append_eos)) if on]
+    reads = f"{' and '.join(marks) or 'nothing around'} each document"
+  say(f"vocabulary {tokenizer.vocab.size} · rows of {data.length} tokens (the model was made for {described.length}) · {reads} · {objective}")
   train = f"to train: python -m research.train --config={workdir} --workdir=NEW --config.init_from={workdir}"
+  train += " --config.data.train=FILE --config.data.valid=FILE" if objective in FIELDS else ""
   say(f"saved as step 0 of '{workdir}'; {'to be read: no objective here trains its heads' if objective == 'objectives.reading' else train}")
+
+
+def _class_names(config: dict[str, Any], heads) -> tuple[str, ...]:
+  """The names of a classifier's classes by config.json's id2label; none where they are only numbered (LABEL_0), or there is no classifier."""
+  names = {str(i): str(name) for i, name in (config.get("id2label") or {}).items()}
+  count = next((head.outputs for name, head in heads.items() if name in ("class", "tags")), 0)
+  found = tuple(names.get(str(i), "") for i in range(count))
+  return () if count < 2 or any(name in ("", f"LABEL_{i}") for i, name in enumerate(found)) or len(set(found)) < count else found
+
+
+def _start(config: dict[str, Any], tokenizer, by_default: str) -> str:
+  """The name of the token that the decoder reads first."""
+  number = config.get("decoder_start_token_id")
+  if number is None:
+    return by_default
+  names = [name for name, i in tokenizer.special.items() if i == number]
+  if not names:
+    raise UserError(f"decoder_start_token_id in config.json is {number}, which is no special token of the vocabulary: mend config.json, or bring its tokenizer.")
+  return by_default if by_default in names else names[0]
 
 
 def _begins_with_bos(tokenizer) -> bool:
@@ -164,6 +198,9 @@ def export_folder(workdir: str, folder: str, family: str | None = None, step: in
   for name in ("bos", "eos", "pad"):
     if name in run.tokenizer.special:
       more.setdefault(f"{name}_token_id", int(run.tokenizer.special[name]))
+  if any(name in ("class", "tags") for name in run.objective.heads):
+    names = run.labels or tuple(f"LABEL_{i}" for i in range(run.objective.classes or 1))
+    more |= {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": {name: i for i, name in enumerate(names)}}
   written = loading.export(folder, run.model, run.params, family or origin.get("family"), more=more)
   if os.path.isfile(os.path.join(workdir, GENERATION)):
     shutil.copyfile(os.path.join(workdir, GENERATION), os.path.join(folder, GENERATION))

@@ -6,7 +6,10 @@
   likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals; of a masked LM the pseudo-likelihood
   similarity  Spearman's correlation × 100 between the cosine of two texts' vectors and the score that people gave them, for --data=pairs.csv
               (or .tsv, also .gz): two texts and a score on each line
+  classification  accuracy, F1 and Matthews' correlation of classes; Pearson's and Spearman's correlation of numbers; all × 100
+  tagging     precision, recall and F1 × 100 of entities, and with IOB2 alone (strict)
 
+The last two score the validation split or --data, a file of records like the run's own (config keys data.format and data.fields).
 Prints a table and adds the scores to evaluations.json in the workdir.
 """
 
@@ -28,12 +31,12 @@ from research.core.flags import parse
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_list("evals", None, "what to score: loss, likelihood, similarity (default: likelihood where the objective defines one, else loss)", flag_values=FLAGS)
+flags.DEFINE_list("evals", None, "what to score: loss, likelihood, similarity, classification, tagging (default: what fits the objective)", flag_values=FLAGS)
 flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or the pairs of similarity", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "which checkpoint (default: the latest)", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "rows at a time; the scores do not depend on it", flag_values=FLAGS)
 
-EVALS = ("loss", "likelihood", "similarity")
+EVALS = ("loss", "likelihood", "similarity", "classification", "tagging")
 
 
 def main(arguments: list[str]) -> None:
@@ -50,11 +53,11 @@ def main(arguments: list[str]) -> None:
     raise UserError("--evals=similarity is scored alone, with --data=FILE: a .csv or .tsv file (also .gz) with two texts and a score on each line.")
   startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
   scores = evaluate(FLAGS.workdir, FLAGS.evals, FLAGS.data, FLAGS.step, FLAGS.batch_size)
-  print(f"{'evaluation':<12}{'score':<16}{'value':>10}  95 % interval")
+  print(f"{'evaluation':<16}{'score':<18}{'value':>10}  95 % interval")
   for name, entry in scores.items():
     for score, v in entry["scores"].items():
       interval = f"{v['low']:.4f} … {v['high']:.4f}" if "low" in v else ""
-      print(f"{name:<12}{score:<16}{v['value']:>10.4f}  {interval}".rstrip())
+      print(f"{name:<16}{score:<18}{v['value']:>10.4f}  {interval}".rstrip())
   for name, entry in scores.items():
     print(f"{name}: {', '.join(f'{key} {value}' for key, value in entry['settings'].items())}")
   print(f"added to {os.path.join(FLAGS.workdir, 'evaluations.json')}")
@@ -64,20 +67,25 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   """Runs the evaluations and records them; returns name -> {'scores': {score: {'value', …}}, 'settings': …}."""
   import jax
 
-  from research.data import text
-  from research.evals import likelihood, loss, similarity
+  from research.core import config as configs
+  from research.evals import classification, likelihood, loss, similarity, tagging
   from research.parallel import mesh as meshes
   from research.training.restore import restore
 
   pairs = similarity.read_pairs(data) if evals == ["similarity"] else None
   run = restore(workdir, step)
-  evals = evals or (["likelihood"] if run.objective.logprob is not None and not run.objective.pseudo else ["loss"])
+  evals = evals or [_fitting(run.objective)]
+  component, spec = configs.module(run.cfg.data), run.objective.element_spec
+  labels = run.labels
   if pairs is not None:
     rows = pairs
   elif data is None:
-    rows = text.valid_rows(text.prepare(run.cfg.data, os.path.join(workdir, "data")), run.cfg.data, run.objective.element_spec)
+    prepared = component.prepare(run.cfg.data, os.path.join(workdir, "data"))
+    rows, labels = component.valid_rows(prepared, run.cfg.data, spec), labels or getattr(prepared, "labels", ())
+  elif not hasattr(component, "file_rows"):
+    raise UserError(f"--data={data}: {configs.component_name(run.cfg.data)} reads no single file; leave it out to score the validation split.")
   else:
-    rows = text.text_rows(run.tokenizer, run.cfg.data, text.read_texts(data), run.objective.element_spec)
+    rows = component.file_rows(run.tokenizer, run.cfg.data, data, spec, labels)
   results = {}
   for name in evals:
     more = {}
@@ -86,12 +94,16 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
       scores, more = evaluation(run.params, pairs)
     elif name == "likelihood":
       scores = likelihood.make(likelihood.Config(batch_size), run.objective, run.tokenizer.vocab)(run.apply, run.params, rows)
+    elif name == "classification":
+      scores = classification.make(classification.Config(batch_size), run.objective)(run.apply, run.params, rows)
+    elif name == "tagging":
+      scores = tagging.make(tagging.Config(batch_size), run.objective, labels or getattr(run.cfg.data, "labels", ()))(run.apply, run.params, rows)
     else:
       mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
       values = loss.run(jax.jit(loss.make_step(run.apply, run.objective)), run.params, run.objective, rows, batch_size, mesh,
                         jax.random.key(run.cfg.seed + 1), run.step)  # fmt: skip
       scores = {score: {"value": value} for score, value in values.items()}
-    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows), **more}}
+    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows), **({"cut": rows.cut} if hasattr(rows, "cut") else {}), **more}}
   path = os.path.join(workdir, "evaluations.json")
   kept = json.load(open(path, encoding="utf-8")) if os.path.isfile(path) else {}  # noqa: SIM115
   for name, entry in results.items():
@@ -100,6 +112,13 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
     json.dump(kept, file, indent=2)
   os.replace(path + ".tmp", path)
   return results
+
+
+def _fitting(objective) -> str:
+  """The evaluation that fits an objective best."""
+  if objective.predict is not None:
+    return "tagging" if "tags" in objective.element_spec else "classification"
+  return "likelihood" if objective.logprob is not None and not objective.pseudo else "loss"
 
 
 if __name__ == "__main__":

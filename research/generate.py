@@ -15,6 +15,7 @@ from research.core import startup
 if __name__ == "__main__":
   startup.prepare()
 
+import dataclasses
 import json
 import os
 import sys
@@ -101,9 +102,10 @@ def _rules(run):
   path = os.path.join(FLAGS.workdir, GENERATION)
   try:
     if not os.path.exists(path):
-      return rules.Rules(stop=tuple(run.tokenizer.special[name] for name in ("eos",) if name in run.tokenizer.special))
+      return rules.Rules(stop=tuple(run.tokenizer.special[name] for name in ("eos",) if name in run.tokenizer.special), start=run.objective.start)
     with open(path, encoding="utf-8") as file:
       found = rules.read(json.load(file), f"'{path}'", run.model.cfg.encoder_layers > 0)
+    found = found if found.start is not None else dataclasses.replace(found, start=run.objective.start)
     found.check(run.tokenizer.vocab.size)
     return found
   except (ValueError, TypeError, AttributeError) as error:

@@ -48,16 +48,25 @@ def preview(cfg, directory: str, rows: int, length: int, png: str | None) -> str
   import jax
   import numpy as np
 
-  from research.data import stream, text
+  from research.data import stream
   from research.model.inputs import self_sight
   from research.objectives.base import corrupted
 
-  prepared = text.prepare(cfg.data, directory, lambda line: None)
+  data = configs.module(cfg.data)
+  prepared = data.prepare(cfg.data, directory, lambda line: None)
   objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
-  batch = stream.batch(text.train_rows(prepared, cfg.data, objective.element_spec), 0, rows)
+  batch = stream.batch(data.train_rows(prepared, cfg.data, objective.element_spec), 0, rows)
   corrupt_key, _ = jax.random.split(jax.random.split(jax.random.key(cfg.seed))[1])  # as the training step does
   example = jax.tree.map(np.asarray, corrupted(objective, corrupt_key, batch, 0))
   shown = lambda ids: [_printable(prepared.tokenizer.token(int(i))) for i in ids]
+  labels = getattr(prepared, "labels", ())
+
+  def told(term, targets):
+    head = objective.heads.get(term)
+    if head is None or head.kind != "vector":
+      return shown(targets)
+    return [labels[int(t)] if labels and objective.classes else f"{t:g}" for t in targets]
+
 
   lines = [f"objective {configs.component_name(cfg.objective)} · rows of {cfg.data.length} tokens"]
   lines += [f"  {name}: {field.meaning} {list(field.shape)}" for name, field in objective.element_spec.items()]
@@ -65,10 +74,12 @@ def preview(cfg, directory: str, rows: int, length: int, png: str | None) -> str
     original, seen = batch.rows["tokens"][i], example.inputs.tokens[i]
     lines += ["", f"row {int(batch.index[i, 1])}", "  original  " + " ".join(shown(original[:length]))]
     marks = [f"[{t}]" if original[j] != seen[j] else t for j, t in enumerate(shown(seen[:length]))]
+    if example.inputs.source is not None:
+      lines.append("  source    " + " ".join(shown(example.inputs.source.tokens[i][:length])))
     lines.append("  reads     " + " ".join(marks))
     for term, targets in example.targets.items():
       places = example.positions[term][i] if term in example.positions else np.arange(targets.shape[1])
-      kept = [(p, t) for p, t, w in zip(places, shown(targets[i]), example.weights[term][i]) if w > 0]
+      kept = [(p, t) for p, t, w in zip(places, told(term, targets[i]), example.weights[term][i]) if w > 0]
       some = "  ".join(f"{p}→{t}" for p, t in kept if p < length)
       lines.append(f"  predicts  ({term}: {len(kept)} targets) place→token  {some}")
   content = example.inputs.replace(queries=None)  # a second stream reads as its place does, without its own column

@@ -60,14 +60,13 @@ def _steps(text: str | None) -> range:
 
 
 def _closing(summary: dict, workdir: str) -> str:
-  """A small table: the last validation beside what a table of token frequencies would score."""
-  valid, base, best = summary["valid"], summary["unigram"], summary["best"]
-  rows = [("", "model", "unigram"), ("loss, nats", f"{valid['loss']:.4f}", f"{base['loss']:.4f}")]
-  if "accuracy" in valid:
-    rows.append(("accuracy", f"{valid['accuracy']:.4f}", f"{base['accuracy']:.4f}"))
-  if "bits_per_byte" in valid:
-    rows.append(("bits per byte", f"{valid['bits_per_byte']:.4f}", f"{base['bits_per_byte']:.4f}"))
-  lines = [f"{a:<14}{b:>10}{c:>10}" for a, b, c in rows]
+  """A small table: the last validation beside what the data's baseline (token frequencies) scores."""
+  valid, name, best = summary["valid"], summary.get("baseline"), summary["best"]
+  base = summary[name] if name else {}
+  beside = lambda key: f"{base[key]:.4f}" if key in base else ""
+  scores = {"loss": "loss, nats" if "accuracy" in valid else "loss", "accuracy": "accuracy", "bits_per_byte": "bits per byte"}
+  rows = [("", "model", name or ""), *((title, f"{valid[key]:.4f}", beside(key)) for key, title in scores.items() if key in valid)]
+  lines = [f"{a:<14}{b:>10}{c:>10}".rstrip() for a, b, c in rows]
   lines.append(f"whole validation split, step {summary['step']} (best {best['valid']['loss']:.4f} at step {best['step']}); "
                f"{summary['wall_seconds']:.0f} s; see {os.path.join(workdir, 'loss.png')}")  # fmt: skip
   return "\n".join(lines)

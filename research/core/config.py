@@ -80,9 +80,14 @@ def component_name(config: Any) -> str:
   return type(config).__module__.removeprefix(PACKAGE + ".")
 
 
+def module(config: Any) -> types.ModuleType:
+  """The file of a typed Config."""
+  return sys.modules[type(config).__module__]
+
+
 def make(config: Any, *args: Any, **kwargs: Any) -> Any:
   """Calls `make` of the file whose typed Config this is."""
-  return sys.modules[type(config).__module__].make(config, *args, **kwargs)
+  return module(config).make(config, *args, **kwargs)
 
 
 def use(name: str, **changes: Any) -> "ConfigDict":

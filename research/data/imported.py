@@ -87,6 +87,28 @@ class Imported(Tokenizer):
                       "config.json beside the vocabulary files.")  # fmt: skip
     return np.array([*self._around[0], *ids, *self._around[1]], np.int32)
 
+  def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """One text or a pair with the tokens around and between that the model expects, int32 ids, and their types.
+
+    The tokenizer.json tells how a pair is joined. Without one: byte-level BPE as RoBERTa, `<s> first </s></s> second </s>` of one type;
+    others first with its end, second with its end, of types 0 and 1 (BERT's [CLS] first [SEP] second [SEP]; T5's first </s> second </s>).
+
+    Raises:
+      UserError: as `wrap`.
+    """
+    if second is None:
+      ids = self.wrap(first)
+      return ids, np.zeros(len(ids), np.int32)
+    parts = published.written_pair(self._engine.record.get("post_processor")) if self._engine.kind == "tokenizers" else None
+    if parts is None:
+      self.wrap([])  # raises where nothing tells
+      before, after = self._around
+      doubled = self._engine.keeps_spaces and len(before) > 0 and len(after) > 0
+      parts = [(before, 0), (0, 0), (after, 0), *([(after, 0)] if doubled else []), (1, 0 if doubled else 1), (after, 0 if doubled else 1)]
+    found = [((first, second)[part] if isinstance(part, int) else part, kind) for part, kind in parts]
+    ids = np.array([i for part, _ in found for i in part], np.int32)
+    return ids, np.array([kind for part, kind in found for _ in part], np.int32)
+
   @property
   def target(self) -> Imported:
     """The same vocabulary, encoding the target's text: another one only for Marian, which splits each language by its own model."""

@@ -179,6 +179,26 @@ def _written_template(step: Mapping[str, Any] | None) -> Template:
   return sides[0], sides[1]
 
 
+def written_pair(step: Mapping[str, Any] | None) -> list[tuple[Sequence[int] | int, int]] | None:
+  """How a tokenizer.json joins two texts: ids, or 0 and 1 for the texts, each with its type; None where it does not say."""
+  kind = step["type"] if step else "ByteLevel"
+  if kind in ("BertProcessing", "RobertaProcessing"):
+    cls, sep, second = [step["cls"][1]], [step["sep"][1]], int(kind == "BertProcessing")
+    return [(cls, 0), (0, 0), (sep, 0), *([] if second else [(sep, 0)]), (1, second), (sep, second)]
+  if kind == "Sequence":
+    return next(filter(None, map(written_pair, reversed(step["processors"]))), None)
+  if kind != "TemplateProcessing":
+    return None
+  parts = []
+  for item in step["pair"]:
+    if "Sequence" in item:
+      parts.append(("AB".index(item["Sequence"]["id"]), int(item["Sequence"]["type_id"])))
+    else:
+      token = item["SpecialToken"]
+      parts.append((step["special_tokens"][token["id"]]["ids"], int(token["type_id"])))
+  return parts
+
+
 def _marian(told: _Told):
   if told.tokenizer_config.get("separate_vocabs"):
     raise UserError(f"the tokenizer in '{told.folder}' has separate_vocabs, one vocabulary for each language: only shared ones can be imported.")

@@ -1,4 +1,7 @@
-"""The data component: text sources and a tokenizer become a token dataset, and that becomes rows.
+"""Text as data: text sources and a tokenizer become a token dataset, and that becomes rows.
+
+A data component has a Config with `length`, `seed` and `tokenizer`, and the functions `prepare`, `train_rows` and `valid_rows`, and where it
+can `file_rows` (what evaluate reads with --data) and `baseline`.
 
 `prepare` trains the tokenizer on the training split and writes one token dataset per source, once; both are found again by a hash of the
 contents and of every key that shapes them. Rows are what an objective's element_spec asks for: `tokens` and `segments`.
@@ -22,6 +25,7 @@ from research.core.types import Field, Vocab
 from research.data import dataset, stream, tokenizer
 from research.data.packing import Chunks, Packed, whole_chunks
 from research.data.sources import files
+from research.data.unigram import unigram
 
 BATCH = 256  # documents encoded at a time
 
@@ -189,6 +193,12 @@ def _covering(split, tokens: tokenizer.Tokenizer, cfg: Config, element_spec: Map
   return layout(split, width, cfg.length, pad, cfg.isolate)
 
 
+def baseline(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field]) -> tuple[str, dict[str, float]]:
+  """The name and the scores of what a model must beat."""
+  del cfg, element_spec
+  return "unigram", unigram(prepared)._asdict()
+
+
 class _Texts:
   """Texts encoded in memory, read as a TokenSplit is."""
 
@@ -205,6 +215,12 @@ class _Texts:
 def text_rows(tokens: tokenizer.Tokenizer, cfg: Config, texts: Iterable[str], element_spec: Mapping[str, Field]) -> stream.Rows:
   """Rows that cover the given texts whole."""
   return _covering(_Texts(tokens, cfg, texts), tokens, cfg, element_spec)
+
+
+def file_rows(tokens: tokenizer.Tokenizer, cfg: Config, path: str, element_spec: Mapping[str, Field], labels: Iterable[str]) -> stream.Rows:
+  """Rows that cover a local file, folder or glob whole; errors as `sources.files`."""
+  del labels
+  return text_rows(tokens, cfg, read_texts(path), element_spec)
 
 
 def read_texts(path: str) -> list[str]:

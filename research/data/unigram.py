@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from research.data.text import Prepared
+if TYPE_CHECKING:
+  from research.data.text import Prepared
 
 SAMPLE = 1 << 24  # tokens of each split that are counted, at most
 

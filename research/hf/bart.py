@@ -77,7 +77,9 @@ def _config(hf: HfConfig, headless: str, vocab: int, position: Component, length
       embed_scale=hf("scale_embedding", False), dropout=float(hf("dropout", 0.1)), deviation=hf("init_std", 0.02), residual_init="same",
   )  # fmt: skip
   # A folder of the model without its head has no final_logits_bias; the tied head reads the embeddings.
-  return Described(cfg, {"lm": HeadConfig(bias=hf.architecture != headless)}, hf("vocab_size", vocab), length)
+  bias = hf.architecture != headless
+  keys = {"start": "eos" if headless == "BartModel" else "pad", "head_bias": bias}  # by default; decoder_start_token_id may say otherwise
+  return Described(cfg, {"lm": HeadConfig(bias=bias)}, hf("vocab_size", vocab), length, "objectives.seq2seq", keys)
 
 
 def _same(hf: HfConfig, what: str, default: int, also: str = "") -> int:

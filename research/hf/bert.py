@@ -187,7 +187,18 @@ def config(form: Form, hf: HfConfig) -> Described:
   if "mlm" in names and not tied and embed_width != width:
     raise hf.unsupported("tie_word_embeddings", tied, f"it must be true where embedding_size, {embed_width}, is not hidden_size, {width}")
   found = {name: _head(form, name, activation, hf) for name in names}
-  return Described(cfg, found, hf("vocab_size", vocab), places - offset, "objectives.masked_lm" if found == TRAINED else None)
+  return Described(cfg, found, hf("vocab_size", vocab), places - offset, *_objective(form, found))
+
+
+def _objective(form: Form, heads: Mapping[str, HeadConfig]) -> tuple[str | None, dict[str, Any]]:
+  """What trains these heads, and its keys."""
+  if heads == TRAINED:
+    return "objectives.masked_lm", {}
+  if set(heads) == {"class"}:
+    return "objectives.classification", {"classes": heads["class"].outputs, "activation": form.classifier}
+  if set(heads) == {"tags"} and heads["tags"].outputs > 1:
+    return "objectives.tagging", {"classes": heads["tags"].outputs}
+  return None, {}
 
 
 def _head(form: Form, name: str, activation: str, hf: HfConfig) -> HeadConfig:

@@ -40,7 +40,8 @@ def config(hf: HfConfig) -> Described:
       deviation=hf("initializer_range", hf("initializer_factor", 1.0) / width**0.5),
   )  # fmt: skip
   headless = hf.architecture == "T5Model" and not tied
-  return Described(cfg, {} if headless else {"lm": HeadConfig()}, hf("vocab_size", 32128), hf("n_positions", 512))
+  objective = (None, {}) if headless else ("objectives.seq2seq", {"start": "pad"})
+  return Described(cfg, {} if headless else {"lm": HeadConfig()}, hf("vocab_size", 32128), hf("n_positions", 512), *objective)
 
 
 def _positive(hf: HfConfig, key: str, default: int, also: str = "") -> int:

@@ -44,6 +44,8 @@ class Objective(NamedTuple):
   pseudo: bool = False  # logprob is a pseudo-log-likelihood: each token given tokens after it too, so it is no code length
   causal: bool = False  # it trains left-to-right prediction, so its model can generate
   whole_batch: bool = False  # a row's loss depends on the other rows (in-batch negatives)
+  classes: int | None = None  # classes of its labels or tags, which the data must have; None: it has none
+  start: int | None = None  # the token that the decoder of an encoder–decoder reads first
 
 
 def total_weights(example: Example) -> dict[str, Array]:
@@ -66,6 +68,16 @@ def row_metrics(weights: Array, segments: Array) -> dict[str, Mean]:
   rows = jnp.any(weights > 0, axis=-1).astype(jnp.float32)
   padding = jnp.sum(segments == 0, axis=-1) / segments.shape[-1]
   return {"targets_per_row": Mean(jnp.sum(weights), jnp.sum(rows)), "padding": Mean.of(padding, rows)}
+
+
+def class_loss(scores: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:
+  """Cross-entropy over a few classes, whose scores are all there: scores [B, P, C], targets int32 [B, P] in [0, C), weights float32 [B, P].
+
+  Returns:
+    Σ weights · −log p(target) in nats [], −log p(target) [B, P], and whether the target has the largest score, bool [B, P].
+  """
+  nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), targets[..., None], axis=-1)[..., 0]
+  return jnp.sum(nll * weights), nll, jnp.argmax(scores, axis=-1) == targets
 
 
 def choose(key: Array, candidates: Array, count: Array, slots: int) -> tuple[Array, Array]:

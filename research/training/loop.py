@@ -23,8 +23,7 @@ from research.core import flops
 from research.core.errors import UserError
 from research.core.trees import map_named, named_leaves, size
 from research.core.types import Batch, Mean, PyTree, TrainState
-from research.data import stream, text
-from research.data.unigram import unigram
+from research.data import stream
 from research.evals import loss as loss_eval
 from research.model import transformer
 from research.objectives.base import Objective
@@ -34,7 +33,7 @@ from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import experiment, monitor, throughput
 from research.training.checkpoint import Checkpoints
-from research.training.restore import TOKENIZER, check_same
+from research.training.restore import TOKENIZER, check_same, heads_matched
 from research.training.step import make_train_step
 
 STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
@@ -44,7 +43,7 @@ class Run(NamedTuple):
   """Everything that a config stands for, built but not started."""
 
   cfg: experiment.Config
-  prepared: text.Prepared
+  prepared: Any  # what the data component makes ready: tokenizer, vocab, digest, and labels where it has classes
   objective: Objective
   model: transformer.Transformer
   apply: transformer.Apply
@@ -65,8 +64,11 @@ def build(cfg: experiment.Config, directory: str, say: Callable[[str], None] = p
     meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
   if cfg.model.dtype == "float64" or cfg.model.param_dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  prepared = text.prepare(cfg.data, directory, say)
+  prepared = configs.module(cfg.data).prepare(cfg.data, directory, say)
   objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
+  labels = getattr(prepared, "labels", ())
+  if labels and objective.classes not in (None, len(labels)):
+    raise UserError(f"objective.classes is {objective.classes}, but the data has {len(labels)} classes ({', '.join(labels[:20])}): set --config.objective.classes={len(labels)}.")
   model = configs.make(cfg.model, prepared.vocab.size, objective.heads, cfg.data.length)
   try:
     boxed = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
@@ -85,24 +87,30 @@ def _initial(model: transformer.Transformer, optimizer, key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), run_key)
 
 
-def initial_state(run: Run) -> TrainState:
+def initial_state(run: Run, say: Callable[[str], None] = print) -> TrainState:
   """A fresh state, every array made where it lives; the same values on every mesh."""
   shardings = jax.tree.map(lambda s: s.sharding, run.state)
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
     state = jax.jit(lambda key: _initial(run.model, run.optimizer, key), out_shardings=shardings)(jax.random.key(run.cfg.seed))
     if run.cfg.init_from is None:
       return state
-    params = _start_params(run)
+    params = _start_params(run, state.params, say)
     opt_state = jax.jit(run.optimizer.init, out_shardings=shardings.opt_state)(params)  # an average of parameters starts from them too
     return state.replace(params=params, opt_state=opt_state)
 
 
-def _start_params(run: Run) -> PyTree:
-  """The parameters of `init_from`, placed like the run's own."""
-  saved = Checkpoints(run.cfg.init_from).restore_params()
-  check_same(f"init_from '{run.cfg.init_from}'", saved, run.state.params)
-  source = dict(named_leaves(saved))
-  return map_named(lambda name, leaf: jax.device_put(source[name].astype(leaf.dtype), leaf.sharding), run.state.params)
+def _start_params(run: Run, fresh: PyTree, say: Callable[[str], None]) -> PyTree:
+  """The parameters of `init_from`, placed like the run's own; a head that it lacks keeps its `fresh` ones, and one that nobody reads is dropped."""
+  source, lines = heads_matched(Checkpoints(run.cfg.init_from).restore_params(), run.state.params)
+  for line in lines:
+    say(f"init_from '{run.cfg.init_from}': {line}")
+  check_same(f"init_from '{run.cfg.init_from}'", source, run.state.params)
+  own = dict(named_leaves(fresh))
+
+  def start(name, leaf):
+    return own[name] if source[name] is None else jax.device_put(source[name].astype(leaf.dtype), leaf.sharding)
+
+  return map_named(start, run.state.params)
 
 
 class Stop:
@@ -173,7 +181,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     file.write(configs.record(config))
   run.prepared.tokenizer.save(os.path.join(workdir, TOKENIZER))
 
-  state = initial_state(run) if meta is None else checkpoints.restore(run.state)
+  state = initial_state(run, say) if meta is None else checkpoints.restore(run.state)
   start, wall_before = int(state.step), 0.0 if meta is None else meta["wall_seconds"]
   devices = run.mesh.devices.flatten()
   say(f"{size(state.params):,} parameters · vocabulary {run.prepared.vocab.size} · mesh "
@@ -186,9 +194,12 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     with open(finished, encoding="utf-8") as file:
       return json.load(file)
 
-  train_rows = text.train_rows(run.prepared, cfg.data, run.objective.element_spec)
-  valid_rows = text.valid_rows(run.prepared, cfg.data, run.objective.element_spec)
-  base = unigram(run.prepared)
+  data, spec = configs.module(cfg.data), run.objective.element_spec
+  train_rows, valid_rows = data.train_rows(run.prepared, cfg.data, spec), data.valid_rows(run.prepared, cfg.data, spec)
+  base_name, base = data.baseline(run.prepared, cfg.data, spec) if hasattr(data, "baseline") else (None, {})
+  cut = {split: rows.cut for split, rows in (("train", train_rows), ("valid", valid_rows)) if hasattr(rows, "cut")}
+  if any(cut.values()):
+    say("records cut to the row's length: " + " · ".join(f"{split} {count:,}" for split, count in cut.items()))
   batch_of = lambda k: meshes.put(stream.batch(train_rows, k, cfg.batch_size, jax.process_index(), jax.process_count()), run.mesh)
   eval_batch = _eval_batch_size(cfg, run.mesh)
   eval_key = jax.random.key(cfg.seed + 1)
@@ -269,7 +280,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
         board.write(step, "valid", valid)
       if save:
         meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
-                "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "batch_size": cfg.batch_size,
+                "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())), "batch_size": cfg.batch_size,
                 "wall_seconds": wall_before + time.perf_counter() - started}  # fmt: skip
         checkpoints.save(state, meta, loss)
       mark += time.perf_counter() - pause
@@ -279,11 +290,13 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   board.close()
 
   summary = _summary(run, config, workdir, step, last, work, devices)
-  summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "unigram": base._asdict(),
+  summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "baseline": base_name,
               "skipped": int(guard.skipped(state.opt_state)), "stopped_by": None if step == cfg.steps else signal.Signals(stop.signal).name}  # fmt: skip
+  summary |= {"cut": cut} if cut else {}
+  summary |= {base_name: base} if base_name else {}
   with open(os.path.join(workdir, "summary.json"), "w", encoding="utf-8") as file:
     json.dump(summary, file, indent=2)
-  monitor.draw(workdir, os.path.join(workdir, "loss.png"), {"unigram": base.loss})
+  monitor.draw(workdir, os.path.join(workdir, "loss.png"), {base_name: base["loss"]} if base_name else {})
   return summary
 
 

@@ -23,7 +23,10 @@ VARIANTS = {  # other ways of an objective, which keep the contracts too: object
     "permutation_lm-all": dict(predict=1),
     "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
 }
-MODEL = {"permutation_lm": dict(queries=True)}  # what an objective needs of the model
+MODELS = {"permutation_lm": dict(queries=True), "classification": dict(token_types=2), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
+DETERMINISTIC = {"causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq"}  # `corrupt` draws nothing
+LABELS = {"classification": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
+WHOLE = {"classification": "a label is of the whole row, which therefore holds one document"}  # the contracts of packed rows have no meaning
 SPECIAL = {"pad": 0, "unk": 1, "bos": 2, "eos": 3, "cls": 4, "sep": 5, "mask": 6}
 
 
@@ -38,7 +41,7 @@ def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
   family = name.partition("-")[0]
   cfg = configs.typed(configs.use(f"objectives.{family}", **{**VARIANTS.get(name, {}), **changes}))
   objective = configs.make(cfg, vocab(), length)
-  keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2) | MODEL.get(family, {}) | model_keys
+  keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2) | MODELS.get(family, {}) | model_keys
   model = transformer.make(transformer.Config(**keys), SIZE, objective.heads, length)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   return objective, model, params, transformer.bind(model)
@@ -61,23 +64,46 @@ def all_segments(inputs):
 
 
 def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str, np.ndarray]:
-  """Random packed rows of an objective's element_spec: two documents of unequal length and some padding in each."""
+  """Random rows of an objective's element_spec: two documents of unequal length and some padding in each, or one where a row has one label."""
   rng = np.random.default_rng(seed)
   found = {}
   width = objective.element_spec["tokens"].shape[0]
   for field, spec in objective.element_spec.items():
-    if field == "tokens":
-      found[field] = rng.integers(len(SPECIAL), SIZE, (count, width)).astype(np.int32)
-    elif field == "segments":
-      found[field] = np.ones((count, width), np.int32)
+    if field in ("tokens", "source"):
+      found[field] = rng.integers(len(SPECIAL), SIZE, (count, *spec.shape)).astype(np.int32)
+    elif field in ("segments", "source_segments"):
+      found[field] = np.ones((count, *spec.shape), np.int32)
       if packed:
         for row in found[field]:
-          first, last = rng.integers(5, 8), rng.integers(12, width)
-          row[first:], row[last:] = 2, 0
+          first, last = rng.integers(5, 8), rng.integers(12, len(row))
+          row[first:], row[last:] = 1 if "label" in objective.element_spec else 2, 0
+    elif field == "types":
+      found[field] = (np.arange(width) > rng.integers(2, 6, (count, 1))).astype(np.int32)
+    elif field == "label":
+      found[field] = rng.integers(0, objective.classes, count).astype(np.int32) if objective.classes else rng.normal(size=count).astype(np.float32)
+    elif field == "tags":
+      found[field] = np.where(rng.random((count, width)) < 0.6, rng.integers(0, objective.classes, (count, width)), -1).astype(np.int32)
     else:
       raise AssertionError(f"the contracts know no rows of '{field}' ({spec.meaning}); teach them in tests/contracts/common.py")
-  found["tokens"] = np.where(found["segments"] > 0, found["tokens"], 0).astype(np.int32)
+  for field, segments in (("tokens", "segments"), ("source", "source_segments")):
+    if field in found:
+      found[field] = np.where(found[segments] > 0, found[field], 0).astype(np.int32)
+  if "tags" in found:
+    found["tags"] = np.where(found["segments"] > 0, found["tags"], -1).astype(np.int32)
   return found
+
+
+def scores(output, head: str):
+  """What a head gives, as an array."""
+  found = output.heads[head]
+  return found.logits() if hasattr(found, "logits") else found
+
+
+def document(inputs, segment: int):
+  """Rows of which only the document `segment` is left, in the source too."""
+  alone = lambda segments: jnp.where(segments == segment, 1, 0)
+  source = inputs.source if inputs.source is None else inputs.source.replace(segments=alone(inputs.source.segments))
+  return inputs.replace(segments=alone(inputs.segments), source=source)
 
 
 def batch(objective, count: int, seed: int = 0, start: int = 0, packed: bool = True) -> Batch:

@@ -1,5 +1,7 @@
 """What every objective promises; a new file in research/objectives joins by lying there."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from tests.contracts import common
 
 each_objective = pytest.mark.parametrize("name", common.OBJECTIVES)
 each_variant = pytest.mark.parametrize("name", [*common.OBJECTIVES, *common.VARIANTS])
+each_that_packs = pytest.mark.parametrize("name", [name for name in (*common.OBJECTIVES, *common.VARIANTS) if name not in common.WHOLE])
 KEY = jax.random.key(3)
 
 
@@ -32,8 +35,7 @@ def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[start:], b), whole, part)
   later = corrupted(objective, KEY, batch._replace(index=batch.index + np.uint32([1, 0])), 0)
   same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), whole, later)))
-  deterministic = name in ("causal_lm", "causal_lm-regularized")
-  assert same == deterministic
+  assert same == (name in common.DETERMINISTIC)
 
 
 @each_variant
@@ -49,7 +51,7 @@ def test_weights_are_the_denominators_of_the_loss(name):
     assert np.isfinite(float(metric.value()))
 
 
-@each_variant
+@each_that_packs
 def test_documents_of_a_packed_row_do_not_see_each_other(name):
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 4)
@@ -60,7 +62,7 @@ def test_documents_of_a_packed_row_do_not_see_each_other(name):
   def second(tokens):
     example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens.astype(np.int32)}), 0)
     output = apply(params, example.inputs, read=read)
-    logits = jnp.concatenate([output.heads[head].logits() for head in objective.heads], -1)
+    logits = jnp.concatenate([common.scores(output, head) for head in objective.heads], -1)
     return logits, common.all_segments(example.inputs) == 2
 
   (a, where), (b, _) = second(batch.rows["tokens"]), second(other)
@@ -68,7 +70,7 @@ def test_documents_of_a_packed_row_do_not_see_each_other(name):
   np.testing.assert_array_equal(np.asarray(a)[where], np.asarray(b)[where])
 
 
-@each_variant
+@each_that_packs
 def test_packed_loss_is_the_loss_of_the_documents_apart(name):
   """Sums over a row of two documents equal the sums over two rows of one, given the same corruption."""
   objective, _, params, apply = common.build(name)
@@ -78,7 +80,7 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
   apart = {term: 0.0 for term in terms}
   for segment in (1, 2):
     here = example.inputs.segments == segment
-    inputs = example.inputs.replace(segments=jnp.where(here, 1, 0))
+    inputs = common.document(example.inputs, segment)
     kept = {}
     for term, weights in example.weights.items():
       places = example.positions.get(term, jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape))
@@ -142,7 +144,7 @@ def test_padding_rows_weigh_nothing(name):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
 
 
-@each_variant
+@pytest.mark.parametrize("name", [name for name in (*common.OBJECTIVES, *common.VARIANTS) if name not in common.LABELS])
 def test_no_score_depends_on_the_token_it_is_to_predict(name):
   """Change one token of the text: where the target changes, the scores do not; elsewhere they do."""
   changes = {"keep_rate": 0.0, "mask_rate": 0.4} if name.startswith("masked_lm") else {}
@@ -152,7 +154,7 @@ def test_no_score_depends_on_the_token_it_is_to_predict(name):
   def scores(tokens):
     example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens}), 0)
     output = apply(params, example.inputs, read={head: common.asked(example, head) for head in objective.heads})
-    return example, {head: np.asarray(output.heads[head].logits()) for head in objective.heads}
+    return example, {head: np.asarray(common.scores(output, head)) for head in objective.heads}
 
   tokens = batch.rows["tokens"]
   before, was = scores(tokens)
@@ -170,12 +172,38 @@ def test_no_score_depends_on_the_token_it_is_to_predict(name):
   assert own > 0 and others > 0
 
 
+@pytest.mark.parametrize("name", common.LABELS)
+def test_no_score_depends_on_the_label_it_is_to_predict(name):
+  objective, _, params, apply = common.build(name)
+  batch, field = common.batch(objective, 3), common.LABELS[name]
+
+  def scores(**changes):
+    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, **changes}), 0)
+    output = apply(params, example.inputs, read={head: example.positions.get(head) for head in objective.heads})
+    terms, _ = objective.loss(apply, params, example, None, False)
+    return {head: np.asarray(common.scores(output, head)) for head in objective.heads}, float(sum(term.total for term in terms.values()))
+
+  labels, tokens = batch.rows[field], batch.rows["tokens"]
+  (was, loss), (now, other) = scores(), scores(**{field: np.where(labels >= 0, (labels + 1) % objective.classes, -1).astype(np.int32)})
+  assert loss != other
+  jax.tree.map(np.testing.assert_array_equal, was, now)
+  moved, _ = scores(tokens=np.where(tokens > 0, (tokens - 6) % 33 + 7, 0).astype(np.int32))
+  assert all((was[head] != moved[head]).any() for head in was)
+
+
+@functools.cache
+def on_one_device(name):
+  from tests.mesh_invariance import losses
+
+  return losses(name, dict(data=1), 8)
+
+
 @each_objective
 @pytest.mark.parametrize("axes", [dict(data=8), dict(fsdp=2, tensor=2, data=2)], ids=["data8", "fsdp2_tensor2_data2"])
 def test_any_mesh_gives_the_same_losses(name, axes):
   """Eight steps with dropout; tests/mesh_invariance.py runs fifty on every mesh."""
   from tests.mesh_invariance import losses
 
-  one, many = losses(name, dict(data=1), 8), losses(name, axes, 8)
+  one, many = on_one_device(name), losses(name, axes, 8)
   assert many[0] == pytest.approx(one[0], rel=1e-6)
   assert np.abs(np.array(one) - many).max() <= 1e-5

@@ -9,7 +9,7 @@ import pytest
 
 from research.core.errors import UserError
 from research.data import tokenizer
-from research.data.sources.files import PACKAGE, _expand
+from research.data.sources.files import PACKAGE, expand
 from research.data.tokenizer import FIRST, RESERVED, Config
 
 ODD = [
@@ -21,7 +21,7 @@ LOOKALIKES = ["<mask>", "<pad>", "[MASK]", "[UNK]", "<|endoftext|>", "<s>", "sen
 
 @pytest.fixture(scope="module")
 def corpus():
-  with gzip.open(_expand((PACKAGE + "tinyshakespeare.txt.gz",))[0], "rt", encoding="utf-8") as file:
+  with gzip.open(expand((PACKAGE + "tinyshakespeare.txt.gz",))[0], "rt", encoding="utf-8") as file:
     return [file.read(60_000), "in 1984 and 42, 1984 and 42; " * 50, *ODD, *LOOKALIKES]
 
 

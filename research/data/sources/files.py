@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import functools
 import glob
@@ -50,7 +51,7 @@ class Files:
 
   def __init__(self, cfg: Config):
     self._cfg = cfg
-    self._train, self._valid = _expand(cfg.paths), _expand(cfg.valid_paths)
+    self._train, self._valid = expand(cfg.paths), expand(cfg.valid_paths)
 
   def documents(self, split: str) -> Iterator[str]:
     """The texts of 'train' or 'valid', in the order of the files.
@@ -92,7 +93,12 @@ def make(cfg: Config) -> Files:
   return Files(cfg)
 
 
-def _expand(paths: tuple[str, ...]) -> list[str]:
+def expand(paths: tuple[str, ...]) -> list[str]:
+  """The files that paths, folders and globs name, in order.
+
+  Raises:
+    UserError: one that names no file.
+  """
   found = []
   for path in paths:
     full = path
@@ -124,40 +130,47 @@ def _read(paths: list[str], cfg: Config) -> Iterator[str]:
 
 def read_all(paths: tuple[str, ...], cfg: Config) -> Iterator[str]:
   """The documents of files, folders or globs, in order."""
-  return _read(_expand(paths), cfg)
+  return _read(expand(paths), cfg)
 
 
 def read(path: str, cfg: Config) -> Iterator[str]:
   """The documents of one file."""
   lines = _is_lines(path)
   empty = True
-  try:
-    with _open(path) as file:
-      if lines:
-        documents = _json_lines(path, file, cfg.text_key)
-      elif cfg.documents == "file":
-        documents = iter([file.read()])
-      elif cfg.documents == "line":
-        documents = (line.rstrip("\r\n") for line in file)
-      else:
-        documents = _paragraphs(file)
-      for document in documents:
-        if document.strip():
-          if "\0" in document and not lines:
-            raise UserError(f"data: '{path}' is binary (byte {_first_bad(path)} is zero), not text.")
-          empty = False
-          yield document
-  except UnicodeDecodeError as error:
-    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason} at byte {_first_bad(path)}): name text files only, or convert it.") from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(f"data: '{path}' is no whole compressed file ({error}): copy or download it again.") from error
+  with opened(path) as file:
+    if lines:
+      documents = _json_lines(path, file, cfg.text_key)
+    elif cfg.documents == "file":
+      documents = iter([file.read()])
+    elif cfg.documents == "line":
+      documents = (line.rstrip("\r\n") for line in file)
+    else:
+      documents = _paragraphs(file)
+    for document in documents:
+      if document.strip():
+        if "\0" in document and not lines:
+          raise UserError(f"data: '{path}' is binary (byte {_first_bad(path)} is zero), not text.")
+        empty = False
+        yield document
   if empty:
     raise UserError(f"data: '{path}' is empty: name a file that holds text.")
 
 
-def _open(path: str) -> io.TextIOWrapper:
-  # newline="" keeps \r\n and \r as they are: what goes in comes out.
-  return io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", newline="")
+@contextlib.contextmanager
+def opened(path: str) -> Iterator[io.TextIOWrapper]:
+  """The file as text, unpacked.
+
+  Raises:
+    UserError: while it is read: it is no UTF-8, or was cut off.
+  """
+  try:
+    # newline="" keeps \r\n and \r as they are: what goes in comes out.
+    with io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", newline="") as file:
+      yield file
+  except UnicodeDecodeError as error:
+    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason} at byte {_first_bad(path)}): name text files only, or convert it.") from error
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise UserError(f"data: '{path}' is no whole compressed file ({error}): copy or download it again.") from error
 
 
 def _bytes(path: str) -> io.BufferedIOBase | io.RawIOBase:

@@ -1,0 +1,44 @@
+"""Fine-tunes a sentence encoder on SST-2, the sentiment of sentences (Socher et al. 2013; GLUE, Wang et al. 2019).
+
+  import    python -m research.convert import FOLDER --workdir=runs/minilm      (FOLDER: sentence-transformers/all-MiniLM-L6-v2, safetensors)
+  command   python -m research.train --config=configs/finetune_sst2.py:runs/minilm --workdir=runs/sst2
+  score     python -m research.evaluate --workdir=runs/sst2 --evals=classification
+  data      $RESEARCH_DATA/sst2: 6,920 sentences to train on, 872 to validate; class 0 is negative, 1 positive
+
+The argument is any imported encoder's workdir; without one the model is that of all-MiniLM-L6-v2 in runs/minilm. The rates are those that BERT's
+authors tried (Devlin et al. 2019, appendix A.3), higher as the model is smaller.
+"""
+
+import os
+
+from research.core.config import read, use
+
+MINILM = dict(  # 6 layers of BERT's kind, distilled (Wang et al. 2020, MiniLM)
+    layers=6, width=384, attention=use("model.attention.grouped", heads=12, bias=True, dropout=0.1),
+    ffn=use("model.ffn.dense", hidden=1536, activation="gelu", bias=True), position=use("model.position.learned", length=512), norm="layer",
+    norm_place="post", norm_bias=True, epsilon=1e-12, embed_norm=True, token_types=2, dropout=0.1, residual_init="same",
+)  # fmt: skip
+
+
+def get_config(encoder: str = ""):
+  model = read(os.path.join(encoder, "config.json")).model if encoder else use("model.transformer", **MINILM)
+  encoder = encoder or "runs/minilm"
+  return use(
+      "training.experiment",
+      steps=650,  # three epochs
+      batch_size=32,
+      init_from=encoder,
+      data=use(
+          "data.records",
+          train=("$RESEARCH_DATA/sst2/train.tsv.gz",),
+          valid=("$RESEARCH_DATA/sst2/dev.tsv.gz",),
+          fields={"first": 0, "label": 1},
+          tokenizer=use("data.tokenizer", path=os.path.join(encoder, "tokenizer")),
+          length=64,
+      ),
+      model=model,
+      objective=use("objectives.classification", classes=2),
+      optimizer=use("optim.optimizer", b2=0.999, weight_decay=0.01, schedule=use("optim.schedule", peak=1e-4, warmup=65, shape="linear", end=0.0)),
+      evaluate=use("training.evaluation", every=217, batch_size=64),
+      checkpoint=use("training.checkpoint", every=650, keep_best=0),
+  )
