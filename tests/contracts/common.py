@@ -12,7 +12,7 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import Projection
 
-LENGTH, SIZE = 16, 40
+LENGTH, SIZE, TYPES = 16, 40, 2
 IN_BATCH = "a row is told apart from the other rows of its batch"
 ONE_TEXT = "a row is one text, whatever documents it was cut from"
 EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
@@ -35,8 +35,9 @@ def build(name: str, dropout: float = 0.0, **changes):
   """(objective, model, params, apply) of an objective at its defaults, or with `changes` of its keys."""
   cfg = configs.typed(configs.use(f"objectives.{name}", **changes))
   objective = configs.make(cfg, vocab(), LENGTH)
+  types = TYPES if "types" in objective.element_spec else 0
   model = transformer.make(
-      transformer.Config(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2), SIZE, objective.heads, LENGTH
+      transformer.Config(layers=2, width=32, attention=grouped.Config(heads=4), token_types=types, dropout=dropout, deviation=0.2), SIZE, objective.heads, LENGTH
   )
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   return objective, model, params, transformer.bind(model)
@@ -67,6 +68,10 @@ def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str,
         for row in found[field].reshape(-1, shape[-1]):
           first, last = rng.integers(5, 8), rng.integers(12, shape[-1])
           row[first:], row[last:] = 2, 0
+    elif field == "types":
+      found[field] = rng.integers(0, TYPES, shape).astype(np.int32)
+    elif field == "is_next":
+      found[field] = rng.integers(0, 2, shape).astype(np.int32)
     else:
       raise AssertionError(f"the contracts know no rows of '{field}' ({spec.meaning}); teach them in tests/contracts/common.py")
   found["tokens"] = np.where(found["segments"] > 0, found["tokens"], 0).astype(np.int32)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from research.core.config import use
 from research.core.types import Batch
 from research.evals import loss as loss_eval
 from research.objectives.base import corrupted
@@ -144,7 +145,8 @@ def test_padding_rows_weigh_nothing(name):
 @common.objectives("hidden targets")
 def test_no_score_depends_on_the_token_it_is_to_predict(name):
   """Change one token of the text: where the target changes, the scores do not; elsewhere they do."""
-  changes = {"keep_rate": 0.0, "mask_rate": 0.4} if name == "masked_lm" else {}
+  hide = {"keep_rate": 0.0, "mask_rate": 0.4}
+  changes = {"masked_lm": hide, "next_sentence": {"masked": use("objectives.masked_lm", **hide)}}.get(name, {})
   objective, _, params, apply = common.build(name, **changes)
   batch = common.batch(objective, 3)
 
