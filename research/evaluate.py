@@ -81,7 +81,7 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   reader = {("similarity",): similarity, ("minimal_pairs",): minimal_pairs}.get(tuple(evals or ()))
   pairs = None if reader is None else reader.read_pairs(data)
   run = restore(workdir, step)
-  evals = evals or (["likelihood"] if run.objective.logprob is not None and len(run.objective.factors) == 1 else ["loss"])
+  evals = evals or (["likelihood"] if run.objective.logprob is not None else ["loss"])
   if pairs is not None:
     rows = pairs
   elif data is None:

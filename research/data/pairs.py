@@ -22,6 +22,7 @@ from research.core.errors import UserError
 from research.core.types import Field
 from research.data import dataset, sentences, stream, text, tokenizer
 from research.data.sources import files
+from research.data.unigram import unigram
 
 FIELDS = ("tokens", "segments", "types", "is_next")
 OTHERS = 10  # draws of another document before the same one is accepted, as in BERT's code
@@ -83,6 +84,12 @@ def valid_rows(prepared: text.Prepared, cfg: Config, element_spec: Mapping[str, 
   """The validation splits, cut into pairs once."""
   _check(cfg, element_spec)
   return Pairs(cfg, prepared, "valid", 0, element_spec)
+
+
+def baseline(prepared: text.Prepared, cfg: Config, element_spec: Mapping[str, Field]) -> tuple[str, dict[str, float]]:
+  """The name and the scores of what a model must beat."""
+  del cfg, element_spec
+  return "unigram", unigram(prepared)._asdict()
 
 
 def _check(cfg: Config, element_spec: Mapping[str, Field]) -> None:

@@ -33,8 +33,6 @@ def make(cfg: Config, objective: Objective, vocab: Vocab):
   """
   if objective.logprob is None:
     raise UserError("this objective defines no likelihood of a text: score it with --evals=loss.")
-  if len(objective.factors) > 1:
-    raise UserError("this objective learns from several losses at once, of which the likelihood of a text is but one: score it with --evals=loss.")
 
   def evaluate(apply, params: PyTree, rows: stream.Rows) -> dict[str, dict[str, float]]:
     score = jax.jit(functools.partial(_score, apply, objective, jax.numpy.asarray(vocab.byte_length)))

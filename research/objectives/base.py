@@ -46,9 +46,9 @@ class Objective(NamedTuple):
 def join(first: Objective, *others: Objective, factors: Mapping[str, float]) -> Objective:
   """Objectives of the same rows in one forward pass: one value, whose terms keep their own denominators and are weighed by `factors`.
 
-  `first` corrupts the row. What its inputs leave out (token types) is taken from the others, whose targets and heads come along; their
-  places must be those of the uncorrupted row. Each part calls `apply` once, with its Example's inputs, and reads every head at
-  `Example.positions` of the head's own name, or nowhere in particular where there is none.
+  `first` corrupts the row and tells a text's log-probability. What its inputs leave out (token types) is taken from the others, whose targets
+  and heads come along; their places must be those of the uncorrupted row. Each part calls `apply` once, with its Example's inputs, and reads
+  every head at the `positions` of the head's own name, or nowhere in particular where there are none.
   """
   parts = (first, *others)
   heads = {name: head for part in parts for name, head in part.heads.items()}
@@ -60,7 +60,7 @@ def join(first: Objective, *others: Objective, factors: Mapping[str, float]) -> 
       left_out = {name: value for name, value in vars(other.inputs).items() if value is not None and getattr(inputs, name) is None}
       inputs = inputs.replace(**left_out)
     merged = lambda of: {term: value for example in found for term, value in getattr(example, of).items()}
-    return Example(inputs, merged("targets"), merged("weights"), merged("positions"))
+    return found[0]._replace(inputs=inputs, targets=merged("targets"), weights=merged("weights"), positions=merged("positions"))
 
   def loss(apply, params, example, key, train):
     read = {name: example.positions.get(name) for name in heads}
@@ -71,13 +71,12 @@ def join(first: Objective, *others: Objective, factors: Mapping[str, float]) -> 
       terms, metrics = {**terms, **its_terms}, {**metrics, **its_metrics}
     return terms, metrics
 
-  return Objective(
+  return first._replace(
       element_spec={name: field for part in parts for name, field in part.element_spec.items()},
       heads=heads,
       corrupt=corrupt,
       loss=loss,
       factors={term: factors[term] for part in parts for term in part.factors},
-      logprob=first.logprob,
   )
 
 

@@ -20,7 +20,7 @@ EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
     ("contrastive", "evaluation batch"): IN_BATCH,
     ("contrastive", "hidden targets"): "its targets are no tokens",
 }
-FIXED = {"causal_lm", "contrastive"}  # draw nothing: a row comes the same each time
+DETERMINISTIC = {"causal_lm", "contrastive"}  # `corrupt` draws nothing
 OBJECTIVES = [name for name in configs.members("objectives") if name != "reading"]  # which trains nothing
 SPECIAL = {"pad": 0, "unk": 1, "bos": 2, "eos": 3, "cls": 4, "sep": 5, "mask": 6}
 
@@ -49,9 +49,10 @@ def objectives(contract: str):
   return pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.skip(reason=reason(name))] if reason(name) else []) for name in OBJECTIVES])
 
 
-def scores(read) -> jnp.ndarray:
+def scores(output, head: str) -> jnp.ndarray:
   """What a head gives, [B, P, ·]."""
-  return read.logits() if isinstance(read, Projection) else read
+  found = output.heads[head]
+  return found.logits() if isinstance(found, Projection) else found
 
 
 def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str, np.ndarray]:
@@ -69,7 +70,7 @@ def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str,
           first, last = rng.integers(5, 8), rng.integers(12, shape[-1])
           row[first:], row[last:] = 2, 0
     elif field == "types":
-      found[field] = rng.integers(0, TYPES, shape).astype(np.int32)
+      found[field] = (np.arange(LENGTH) > rng.integers(2, 6, (count, 1))).astype(np.int32)
     elif field == "is_next":
       found[field] = rng.integers(0, 2, shape).astype(np.int32)
     else:
