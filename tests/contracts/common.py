@@ -1,5 +1,7 @@
 """Small models and packed rows for the contracts that every objective keeps."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 
 from research.core import config as configs
 from research.core.types import Batch, TrainState, Vocab
-from research.model import transformer
+from research.model import patches, towers, transformer
 from research.model.attention import grouped
 from research.model.inputs import Projection
 
@@ -19,6 +21,13 @@ EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
     ("contrastive", "packing"): ONE_TEXT,
     ("contrastive", "evaluation batch"): IN_BATCH,
     ("contrastive", "hidden targets"): "its targets are no tokens",
+    ("image_text", "packing"): ONE_TEXT,
+    ("image_text", "evaluation batch"): IN_BATCH,
+    ("image_text", "hidden targets"): "its targets are no tokens",
+}
+KEYS = {  # small, and with scores of a size that does not magnify the rounding of cosines
+    "contrastive": dict(temperature=0.5),
+    "image_text": dict(height=8, width=8, crop=2, flip=True, outputs=8, scale=2.0),
 }
 DETERMINISTIC = {"causal_lm", "contrastive"}  # `corrupt` draws nothing
 OBJECTIVES = [name for name in configs.members("objectives") if name != "reading"]  # which trains nothing
@@ -31,14 +40,20 @@ def vocab() -> Vocab:
   return Vocab(SIZE, SPECIAL, np.arange(SIZE) % 3 == 0, (1 - special) * (1 + np.arange(SIZE, dtype=np.int32) % 2))
 
 
+def objective_of(name: str, **changes):
+  """An objective at the keys of the contracts, with `changes`."""
+  return configs.make(configs.typed(configs.use(f"objectives.{name}", **{**KEYS.get(name, {}), **changes})), vocab(), LENGTH)
+
+
 def build(name: str, dropout: float = 0.0, **changes):
   """(objective, model, params, apply) of an objective at its defaults, or with `changes` of its keys."""
-  cfg = configs.typed(configs.use(f"objectives.{name}", **changes))
-  objective = configs.make(cfg, vocab(), LENGTH)
+  objective = objective_of(name, **changes)
   types = TYPES if "types" in objective.element_spec else 0
-  model = transformer.make(
-      transformer.Config(layers=2, width=32, attention=grouped.Config(heads=4), token_types=types, dropout=dropout, deviation=0.2), SIZE, objective.heads, LENGTH
-  )
+  stack = transformer.Config(layers=2, width=32, attention=grouped.Config(heads=4), token_types=types, dropout=dropout, deviation=0.2)
+  if "images" in objective.element_spec:
+    images = dataclasses.replace(stack, patches=patches.Config(height=8, width=8, patch=4))
+    stack = towers.Config({"text": dataclasses.replace(stack, layers=1), "image": dataclasses.replace(images, layers=1)})
+  model = configs.make(stack, SIZE, objective.heads, LENGTH)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   return objective, model, params, transformer.bind(model)
 
@@ -71,6 +86,8 @@ def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str,
           row[first:], row[last:] = 2, 0
     elif field == "types":
       found[field] = (np.arange(LENGTH) > rng.integers(2, 6, (count, 1))).astype(np.int32)
+    elif field == "images":
+      found[field] = rng.integers(0, 256, shape).astype(np.uint8)
     elif field == "is_next":
       found[field] = rng.integers(0, 2, shape).astype(np.int32)
     else:

@@ -16,6 +16,7 @@ from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training.step import make_train_step
 from tests.contracts import common
+from tests.hf.common import quick
 
 KEY = jax.random.key(5)
 TEMPERATURE = 0.05
@@ -34,7 +35,7 @@ def given(vectors):
 @pytest.mark.parametrize("texts", [1, 2, 4])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_the_loss_is_that_of_a_double_loop(texts, symmetric):
-  objective, *_ = common.build("contrastive", texts=texts, temperature=TEMPERATURE, symmetric=symmetric)
+  objective = common.objective_of("contrastive", texts=texts, temperature=TEMPERATURE, symmetric=symmetric)
   batch, views = common.batch(objective, 5), max(2, texts)
   if texts == 4:
     batch.rows["segments"][1, 3] = 0  # a row that has one hard negative only
@@ -83,13 +84,13 @@ def test_absent_keys_get_no_gradient():
 def test_dropout_makes_the_two_views_of_a_text():
   objective, _, params, apply = common.build("contrastive", dropout=0.2)
   example = corrupted(objective, KEY, common.batch(objective, 4), 0)
-  cosine = lambda train: float(objective.loss(apply, params, example, KEY, train)[1]["positive_cosine"].value())
+  cosine = lambda train: float(quick(lambda params: objective.loss(apply, params, example, KEY, train)[1]["positive_cosine"].value())(params))
   assert cosine(False) == pytest.approx(1.0, abs=1e-6) and cosine(True) < 0.999
 
 
 def test_rows_of_padding_are_nobodys_negatives():
   objective, _, params, apply = common.build("contrastive", texts=3)
-  step = loss_eval.make_step(apply, objective)
+  step = quick(loss_eval.make_step(apply, objective))
   batch = common.batch(objective, 4)
   short = step(params, jax.tree.map(lambda x: x[:3], batch), KEY, 0)
   empty = jax.tree.map(np.copy, batch)
@@ -106,7 +107,7 @@ def test_all_devices_share_their_negatives():
   def after(devices, microbatches):
     mesh = meshes.make(meshes.Config(data=devices), jax.devices()[:devices])
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-      step = jax.jit(make_train_step(apply, objective, optimizer, microbatches))
+      step = quick(make_train_step(apply, objective, optimizer, microbatches))
       state, metrics = step(common.state(params, optimizer), meshes.put(batch, mesh))
     return float(metrics["loss"]), jax.device_get(state.params)
 

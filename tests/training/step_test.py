@@ -15,6 +15,7 @@ from research.objectives.base import corrupted
 from research.optim import guard, optimizer, schedule
 from research.training.step import gradient_norms, in_microbatches, make_train_step
 from tests.contracts import common
+from tests.hf.common import quick
 
 BAD = 5  # index of the row that makes a batch's loss NaN
 
@@ -116,11 +117,11 @@ def test_microbatches_of_a_whole_batch_objective_draw_the_same_dropout_in_both_p
     vectors = jnp.stack(found, axis=1)
     return Output({"embedding": vectors.reshape(-1, *vectors.shape[2:])}, None, None, None, {}, {})
 
-  gradient = lambda apply: jax.jit(jax.value_and_grad(lambda params: objective.loss(apply, params, example, key, True)[0]["contrastive"].total))(params)
+  gradient = lambda apply: quick(jax.value_and_grad(lambda params: objective.loss(apply, params, example, key, True)[0]["contrastive"].total))(params)
   (loss, kept), (again, computed) = gradient(written_out), gradient(in_microbatches(apply, parts))
   assert float(again) == pytest.approx(float(loss), rel=1e-6)
   assert float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, kept, computed))) <= 1e-5 * float(optax.tree.norm(kept))
-  other = jax.jit(lambda params: objective.loss(in_microbatches(apply, parts), params, example, jax.random.key(3), True)[0]["contrastive"].total)(params)
+  other = quick(lambda params: objective.loss(in_microbatches(apply, parts), params, example, jax.random.key(3), True)[0]["contrastive"].total)(params)
   assert abs(float(other) - float(loss)) > 1e-4  # dropout was on
 
 
