@@ -79,17 +79,18 @@ def test_rows_are_neighbouring_sentences_or_unlike_ones(told, negatives):
 
 @pytest.mark.parametrize("swapped", [False, True])
 def test_half_of_the_second_texts_follow(swapped):
-  lengths, ends = np.full(60_000, 5), np.arange(1, 601) * 100
-  found = pairs.plan(lengths, ends, 125, 0.1, swapped, np.random.default_rng(0))
-  chance = found[~((found[:, 1] - found[:, 0] == 1) & (found[:, 1] % 100 == 0))]  # the last sentence of a document has none that follows
+  lengths, ends = np.ones(120_000, int), np.arange(1, 601) * 200  # sentences of one token, so that rows hold two at least
+  found = pairs.plan(lengths, ends, 60, 0.1, swapped, np.random.default_rng(0))
+  chance = found[~((found[:, 1] - found[:, 0] == 1) & (found[:, 1] % 200 == 0))]  # the last sentence of a document has none that follows
   assert abs(chance[:, 4].mean() - 0.5) < 4 * 0.5 / len(chance) ** 0.5
   unlike = found[found[:, 4] == 0]
-  assert ((unlike[:, 0] // 100 == unlike[:, 2] // 100) == swapped).all()
+  assert ((unlike[:, 0] // 200 == unlike[:, 2] // 200) == swapped).all()
   follow = found[found[:, 4] == 1]
   np.testing.assert_array_equal(follow[:, 1], follow[:, 2])
-  inside = follow[follow[:, 3] % 100 > 0]  # not ended by its document
-  of_short_documents = np.mean((inside[:, 3] - inside[:, 0]) * 5 < 125)
-  assert 0.05 < of_short_documents < 0.35  # a tenth of the documents, cut into more rows
+  inside = follow[follow[:, 3] % 200 > 0]  # not ended by its document
+  sizes = inside[:, 3] - inside[:, 0]
+  short = np.unique(inside[sizes < 60, 0] // 200)
+  assert sizes.max() == 60 and 30 <= len(short) <= 90  # a tenth of the documents
 
 
 def test_every_sentence_is_a_first_or_a_following_text_once():
