@@ -6,6 +6,8 @@
   likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals; of a masked LM the pseudo-likelihood
   similarity  Spearman's correlation × 100 between the cosine of two texts' vectors and the score that people gave them, for --data=pairs.csv
               (or .tsv, also .gz): two texts and a score on each line
+  minimal_pairs  share in percent of the pairs whose good sentence is the more probable one, for --data=pairs.jsonl in BLiMP's format (also a
+              folder or a .tar.gz of such files)
   classification  accuracy, F1 and Matthews' correlation of classes; Pearson's and Spearman's correlation of numbers; all × 100
   tagging     precision, recall and F1 × 100 of entities, and with IOB2 alone (strict)
 
@@ -31,12 +33,16 @@ from research.core.flags import parse
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_list("evals", None, "what to score: loss, likelihood, similarity, classification, tagging (default: what fits the objective)", flag_values=FLAGS)
-flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or the pairs of similarity", flag_values=FLAGS)
+flags.DEFINE_list("evals", None, "what to score: loss, likelihood, similarity, minimal_pairs, classification, tagging (default: what fits the objective)", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or the pairs of similarity or minimal_pairs", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "which checkpoint (default: the latest)", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "rows at a time; the scores do not depend on it", flag_values=FLAGS)
 
-EVALS = ("loss", "likelihood", "similarity", "classification", "tagging")
+EVALS = ("loss", "likelihood", "similarity", "minimal_pairs", "classification", "tagging")
+OWN_DATA = {  # what the evaluations read that score a file of their own
+    "similarity": "a .csv or .tsv file (also .gz) with two texts and a score on each line",
+    "minimal_pairs": "a .jsonl file (also .gz) with sentence_good and sentence_bad on each line, a folder of such files or a .tar.gz",
+}
 
 
 def main(arguments: list[str]) -> None:
@@ -49,15 +55,17 @@ def main(arguments: list[str]) -> None:
   for name in FLAGS.evals or ():
     if name not in EVALS:
       raise UserError(f"no evaluation '{name}'.{nearest(name, EVALS)}")
-  if "similarity" in (FLAGS.evals or ()) and (not FLAGS.data or len(FLAGS.evals) > 1):
-    raise UserError("--evals=similarity is scored alone, with --data=FILE: a .csv or .tsv file (also .gz) with two texts and a score on each line.")
+  for name in FLAGS.evals or ():
+    if name in OWN_DATA and (not FLAGS.data or len(FLAGS.evals) > 1):
+      raise UserError(f"--evals={name} is scored alone, with --data=FILE: {OWN_DATA[name]}.")
   startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
   scores = evaluate(FLAGS.workdir, FLAGS.evals, FLAGS.data, FLAGS.step, FLAGS.batch_size)
-  print(f"{'evaluation':<16}{'score':<18}{'value':>10}  95 % interval")
+  wide = max(18, *(len(score) + 2 for entry in scores.values() for score in entry["scores"]))
+  print(f"{'evaluation':<16}{'score':<{wide}}{'value':>10}  95 % interval")
   for name, entry in scores.items():
     for score, v in entry["scores"].items():
       interval = f"{v['low']:.4f} … {v['high']:.4f}" if "low" in v else ""
-      print(f"{name:<16}{score:<18}{v['value']:>10.4f}  {interval}".rstrip())
+      print(f"{name:<16}{score:<{wide}}{v['value']:>10.4f}  {interval}".rstrip())
   for name, entry in scores.items():
     print(f"{name}: {', '.join(f'{key} {value}' for key, value in entry['settings'].items())}")
   print(f"added to {os.path.join(FLAGS.workdir, 'evaluations.json')}")
@@ -68,11 +76,12 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   import jax
 
   from research.core import config as configs
-  from research.evals import classification, likelihood, loss, similarity, tagging
+  from research.evals import classification, likelihood, loss, minimal_pairs, similarity, tagging
   from research.parallel import mesh as meshes
   from research.training.restore import restore
 
-  pairs = similarity.read_pairs(data) if evals == ["similarity"] else None
+  reader = {("similarity",): similarity, ("minimal_pairs",): minimal_pairs}.get(tuple(evals or ()))
+  pairs = None if reader is None else reader.read_pairs(data)
   run = restore(workdir, step)
   evals = evals or [_fitting(run.objective)]
   component, spec = configs.module(run.cfg.data), run.objective.element_spec
@@ -92,6 +101,11 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
     if name == "similarity":
       evaluation = similarity.make(similarity.Config(batch_size), run.model, run.objective.causal, run.tokenizer, run.cfg.data.length)
       scores, more = evaluation(run.params, pairs)
+    elif name == "minimal_pairs":
+      build = lambda length: configs.make(run.cfg.objective, run.tokenizer.vocab, length)
+      around = minimal_pairs.surroundings(run.tokenizer, run.cfg.data)
+      evaluation = minimal_pairs.make(minimal_pairs.Config(batch_size), build, run.tokenizer, around, run.cfg.data.length)
+      scores, more = evaluation(run.apply, run.params, pairs)
     elif name == "likelihood":
       scores = likelihood.make(likelihood.Config(batch_size), run.objective, run.tokenizer.vocab)(run.apply, run.params, rows)
     elif name == "classification":

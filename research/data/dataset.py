@@ -1,8 +1,8 @@
 """A token dataset: a TFDS dataset in array_record format whose records are pages of many thousand tokens.
 
-A random chunk is then a slice of one or two pages, not a search. Each page carries the ends of the documents in it, relative to its start;
-the table of all document ends is kept beside the files (without it, it is read from the pages). `tfds.builder_from_directory(folder)` reads
-the dataset too.
+A random chunk is then a slice of one or two pages, not a search. Each page carries the ends of the documents in it, and of their sentences where
+these were told apart, relative to its start; the tables of all ends are kept beside the files (without them, they are read from the pages).
+`tfds.builder_from_directory(folder)` reads the dataset too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import functools
 import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from research.core.types import Vocab
 PAGE = 1 << 15  # tokens of a page
 IN_MEMORY = 1 << 26  # a split of up to this many tokens (256 MiB) is read once and kept
 SPLITS = ("train", "valid")
+ENDS = ("document_ends", "sentence_ends")  # kinds of bounds
 
 
 @contextlib.contextmanager
@@ -42,7 +43,10 @@ def arriving(folder: str) -> Iterator[str]:
         raise
 
 
-def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab: Vocab) -> None:
+Document = np.ndarray | Sequence[np.ndarray]  # ids, whole or sentence by sentence
+
+
+def write(folder: str, splits: Mapping[str, Iterable[Document]], vocab: Vocab) -> None:
   """Writes documents of token ids as a TFDS dataset; the folder appears whole or not at all.
 
   Raises:
@@ -51,7 +55,7 @@ def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab: Vocab)
   import tensorflow_datasets as tfds
 
   dtype = np.uint16 if vocab.size <= 1 << 16 else np.uint32
-  ends: dict[str, list[np.ndarray]] = {}
+  ends: dict[tuple[str, str], list[np.ndarray]] = {}
 
   class Tokens(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # its name may be taken: one process writes many
     """Pages of tokens."""
@@ -60,7 +64,7 @@ def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab: Vocab)
 
     def _info(self):
       raw = dict(shape=(None,), encoding=tfds.features.Encoding.BYTES)
-      features = {"tokens": tfds.features.Tensor(dtype=dtype, **raw), "document_ends": tfds.features.Tensor(dtype=np.int32, **raw)}
+      features = {"tokens": tfds.features.Tensor(dtype=dtype, **raw), **{kind: tfds.features.Tensor(dtype=np.int32, **raw) for kind in ENDS}}
       return tfds.core.DatasetInfo(
           builder=self,
           features=tfds.features.FeaturesDict(features),
@@ -74,13 +78,16 @@ def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab: Vocab)
       return {name: self._generate_examples(name, documents) for name, documents in splits.items()}
 
     def _generate_examples(self, name, documents):
-      ends[name], count = [np.zeros(0, np.int64)], 0
-      for number, (tokens, within) in enumerate(_pages(documents)):
-        ends[name].append(within + np.int64(number * PAGE))
+      pages, count = 0, 0
+      ends.update({(name, kind): [np.zeros(0, np.int64)] for kind in ENDS})
+      for tokens, within in _pages(documents):
+        for kind in ENDS:
+          ends[name, kind].append(within[kind] + np.int64(pages * PAGE))
         count += int(vocab.byte_length[tokens].sum())
-        yield number, {"tokens": tokens.astype(dtype), "document_ends": within}
+        yield pages, {"tokens": tokens.astype(dtype), **within}
+        pages += 1
       self.info.metadata["bytes"][name] = count
-      if len(ends[name]) == 1:
+      if not pages:
         raise UserError(f"token dataset {folder}: split '{name}' has no tokens.")
 
   with arriving(folder) as scratch:
@@ -88,37 +95,51 @@ def write(folder: str, splits: Mapping[str, Iterable[np.ndarray]], vocab: Vocab)
     tfds.disable_progress_bar()
     with contextlib.redirect_stdout(io.StringIO()):  # its messages speak of downloads; who called says what is written
       builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=1))
-    for name, found in ends.items():
-      np.save(_table(builder.data_dir, name), np.concatenate(found))
+    for (name, kind), found in ends.items():
+      np.save(_table(builder.data_dir, name, kind), np.concatenate(found))
     os.rename(builder.data_dir, os.path.join(scratch, "whole"))
 
 
-def _table(folder: str, split: str) -> str:
-  """The file of all document ends of a split; what the pages say, found without reading them."""
-  return os.path.join(folder, f"{split}.document_ends.npy")
+def _table(folder: str, split: str, kind: str) -> str:
+  """The file of all ends of a split; what the pages say, found without reading them."""
+  return os.path.join(folder, f"{split}.{kind}.npy")
 
 
-def _pages(documents: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _pages(documents: Iterable[Document]) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
   """Cuts the documents into pages of PAGE tokens; ends, int32, are relative to the page."""
   held: list[np.ndarray] = []
-  ends: list[int] = []
+  ends: dict[str, list[int]] = {kind: [] for kind in ENDS}
   size = 0
-  for document in documents:
-    while size + len(document) >= PAGE:
+
+  def page() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    nonlocal held, size, ends
+    whole = np.concatenate(held), {kind: np.array(found, np.int32) for kind, found in ends.items()}
+    held, size, ends = [], 0, {kind: [] for kind in ENDS}
+    return whole
+
+  for tokens, closes in _parts(documents):
+    while size + len(tokens) > PAGE:
       cut = PAGE - size
-      if len(document) == cut:
-        ends.append(PAGE)
-      yield np.concatenate([*held, document[:cut]]), np.array(ends, np.int32)
-      whole, document = len(document) == cut, document[cut:]
-      held, ends, size = [], [], 0
-      if whole:
-        break
-    else:
-      held.append(document)
-      size += len(document)
-      ends.append(size)
+      held.append(tokens[:cut])
+      yield page()
+      tokens = tokens[cut:]
+    held.append(tokens)
+    size += len(tokens)
+    for kind in closes:
+      ends[kind].append(size)
   if size:
-    yield np.concatenate(held), np.array(ends, np.int32)
+    yield page()
+
+
+def _parts(documents: Iterable[Document]) -> Iterator[tuple[np.ndarray, tuple[str, ...]]]:
+  """The pieces of the documents in their order, each with the kinds of ends that lie after it."""
+  for document in documents:
+    if isinstance(document, np.ndarray):
+      yield document, ("document_ends",)
+      continue
+    for sentence in document:
+      yield sentence, ("sentence_ends",)
+    yield np.zeros(0, np.int32), ("document_ends",)
 
 
 class TokenSplit:
@@ -132,7 +153,8 @@ class TokenSplit:
       builder = tfds.builder_from_directory(folder)
       self.bytes = int(builder.info.metadata["bytes"][split])  # of the text that the tokens stand for
       self._pages = builder.as_data_source(split)
-      self._document_ends = self._ends(_table(folder, split))
+      self._table = functools.partial(_table, folder, split)
+      self._document_ends = self._ends("document_ends")
     except Exception as error:  # whatever the readers raise for a file that was cut off
       raise self._damaged(error) from error
     self.tokens = int(self._document_ends[-1]) if len(self._document_ends) else 0
@@ -143,6 +165,14 @@ class TokenSplit:
   def document_ends(self) -> np.ndarray:
     """Offsets just past each document, int64, ascending; the last is the number of tokens."""
     return self._document_ends
+
+  @functools.cached_property
+  def sentence_ends(self) -> np.ndarray:
+    """Offsets just past each sentence, int64, ascending; empty where the documents were written whole."""
+    try:
+      return self._ends("sentence_ends")
+    except Exception as error:
+      raise self._damaged(error) from error
 
   def read(self, start: int, stop: int) -> np.ndarray:
     """Tokens [start, stop), int32."""
@@ -158,14 +188,14 @@ class TokenSplit:
     except Exception as error:
       raise self._damaged(error) from error
 
-  def _ends(self, cache: str) -> np.ndarray:
+  def _ends(self, kind: str) -> np.ndarray:
     """The kept table, or, where that is missing, cut off or does not fit the pages, the one gathered from them."""
     count = len(self._pages)
     with contextlib.suppress(OSError, ValueError, EOFError):
-      ends = np.load(cache)
+      ends = np.load(self._table(kind))
       if ends.dtype == np.int64 and ends.ndim == 1 and len(ends) and (count - 1) * PAGE < ends[-1] <= count * PAGE:
         return ends
-    return np.concatenate([np.asarray(self._pages[i]["document_ends"], np.int64) + i * PAGE for i in range(count)])
+    return np.concatenate([np.asarray(self._pages[i][kind], np.int64) + i * PAGE for i in range(count)])
 
   def _damaged(self, error: Exception) -> UserError:
     reason = " ".join(str(error).split())[:120]

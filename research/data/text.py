@@ -62,17 +62,39 @@ class Prepared(NamedTuple):
   summary: Mapping[str, Any]  # source -> split -> documents, tokens, bytes
 
 
+class Datasets(NamedTuple):
+  """The token datasets of all sources, and what names their contents."""
+
+  tokenizer: tokenizer.Tokenizer
+  splits: Mapping[str, Mapping[str, dataset.TokenSplit]]  # source -> split -> tokens
+  summary: Mapping[str, Any]  # source -> split -> documents, tokens, bytes
+  identity: list[tuple[str, str]]  # source and the hash of its tokens
+
+
 def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> Prepared:
   """Trains the tokenizer and writes the token datasets under `directory` (or data.directory), unless they are there.
 
   Raises:
     UserError: a source cannot be read, or a dataset that was written is damaged.
   """
+  found = datasets(cfg, directory, say, lambda documents, tokens: _encoded(documents, tokens, cfg), cfg.append_eos, cfg.prepend_bos)
+  rows = (cfg.length, cfg.layout, cfg.isolate, cfg.seed, sorted(cfg.weights.items()))
+  return Prepared(found.tokenizer, found.tokenizer.vocab, digest(found.identity, rows), found.splits, found.summary)
+
+
+def datasets(cfg: Any, directory: str, say: Callable[[str], None], encode: Callable[[Iterable[str], tokenizer.Tokenizer], Iterable[dataset.Document]],
+             *form: Any) -> Datasets:  # fmt: skip
+  """The tokenizer and the token datasets, found or made.
+
+  Args:
+    cfg: has `sources`, `tokenizer` and `directory`.
+    encode: documents as the dataset holds them; `form` names how, in the hash.
+  """
   folder = cfg.directory or directory
   sources = {name: make(source) for name, source in cfg.sources.items()}
   prints = {name: source.fingerprint() for name, source in sources.items()}
   chosen = tokenizer.load(cfg.tokenizer.path).digest if cfg.tokenizer.path else ""
-  token_folder = os.path.join(folder, "tokenizer-" + _digest(prints, [_splits_of(s) for s in cfg.sources.values()], repr(cfg.tokenizer), chosen))
+  token_folder = os.path.join(folder, "tokenizer-" + digest(prints, [_splits_of(s) for s in cfg.sources.values()], repr(cfg.tokenizer), chosen))
   if not os.path.isfile(os.path.join(token_folder, "vocabulary.json")):
     say(f"taking the vocabulary of {cfg.tokenizer.path}" if cfg.tokenizer.path else f"training the {cfg.tokenizer.kind} vocabulary")
     trained = tokenizer.train(cfg.tokenizer, _in_turn([source.documents("train") for source in sources.values()]))
@@ -82,18 +104,17 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
 
   splits, summary, identity = {}, {}, []
   for name, source in sources.items():
-    key = _digest(prints[name], _splits_of(cfg.sources[name]), tokens.digest, cfg.append_eos, cfg.prepend_bos)
+    key = digest(prints[name], _splits_of(cfg.sources[name]), tokens.digest, *form)
     identity.append((name, key))
     where = os.path.join(folder, f"tokens-{key}")
     if not os.path.isfile(os.path.join(where, "dataset_info.json")):
       say(f"writing the token dataset of '{name}' to {where}")
-      dataset.write(where, {split: _encoded(_some(source, name, split), tokens, cfg) for split in dataset.SPLITS}, tokens.vocab)
+      dataset.write(where, {split: encode(_some(source, name, split), tokens) for split in dataset.SPLITS}, tokens.vocab)
     splits[name] = {split: dataset.TokenSplit(where, split) for split in dataset.SPLITS}
     summary[name] = {
         split: {"documents": len(found.document_ends), "tokens": found.tokens, "bytes": found.bytes} for split, found in splits[name].items()
     }
-  rows = (cfg.length, cfg.layout, cfg.isolate, cfg.seed, sorted(cfg.weights.items()))
-  return Prepared(tokens, tokens.vocab, _digest(identity, rows), splits, summary)
+  return Datasets(tokens, splits, summary, identity)
 
 
 def _in_turn(parts: Iterable[Iterator[str]]) -> Iterator[str]:
@@ -124,7 +145,7 @@ def _splits_of(source: Any) -> str:
   return f"{component_name(source)} {sorted(fields.items())}"
 
 
-def _digest(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
   return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 
-def draws(count: int, resamples: int) -> np.ndarray:
+def draws(count: int, resamples: int, seed: int = 0) -> np.ndarray:
   """int [resamples, count]: the rows of each resample, the same at every call, so that scores of the same rows can be compared."""
-  return np.random.default_rng(0).integers(0, count, (resamples, count))
+  return np.random.default_rng(seed).integers(0, count, (resamples, count))
 
 
 def entry(value: float, resampled: np.ndarray) -> dict[str, float]:

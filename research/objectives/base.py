@@ -48,6 +48,43 @@ class Objective(NamedTuple):
   start: int | None = None  # the token that the decoder of an encoder–decoder reads first
 
 
+def join(first: Objective, *others: Objective, factors: Mapping[str, float]) -> Objective:
+  """Objectives of the same rows in one forward pass: one value, whose terms keep their own denominators and are weighed by `factors`.
+
+  `first` corrupts the row and tells a text's log-probability. What its inputs leave out (token types) is taken from the others, whose targets
+  and heads come along; their places must be those of the uncorrupted row. Each part calls `apply` once, with its Example's inputs, and reads
+  every head at the `positions` of the head's own name, or nowhere in particular where there are none.
+  """
+  parts = (first, *others)
+  heads = {name: head for part in parts for name, head in part.heads.items()}
+
+  def corrupt(key, row, step) -> Example:
+    found = [part.corrupt(key if i == 0 else jax.random.fold_in(key, i), row, step) for i, part in enumerate(parts)]
+    inputs = found[0].inputs
+    for other in found[1:]:
+      left_out = {name: value for name, value in vars(other.inputs).items() if value is not None and getattr(inputs, name) is None}
+      inputs = inputs.replace(**left_out)
+    merged = lambda of: {term: value for example in found for term, value in getattr(example, of).items()}
+    return found[0]._replace(inputs=inputs, targets=merged("targets"), weights=merged("weights"), positions=merged("positions"))
+
+  def loss(apply, params, example, key, train):
+    read = {name: example.positions.get(name) for name in heads}
+    output = apply(params, example.inputs, read=read, key=key, train=train)
+    terms, metrics = {}, {}
+    for part in parts:
+      its_terms, its_metrics = part.loss(lambda *args, **kwargs: output, params, example, key, train)
+      terms, metrics = {**terms, **its_terms}, {**metrics, **its_metrics}
+    return terms, metrics
+
+  return first._replace(
+      element_spec={name: field for part in parts for name, field in part.element_spec.items()},
+      heads=heads,
+      corrupt=corrupt,
+      loss=loss,
+      factors={term: factors[term] for part in parts for term in part.factors},
+  )
+
+
 def total_weights(example: Example) -> dict[str, Array]:
   """The sum of the weights of each term: the denominator of a mean over targets."""
   return {term: jnp.sum(weights) for term, weights in example.weights.items()}

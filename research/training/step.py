@@ -2,6 +2,10 @@
 
 The global batch is corrupted once. Each loss term is divided by its weight over the whole batch, so the gradient of a batch does not
 depend on how it is cut into microbatches or spread over devices.
+
+Where a row's loss depends on the other rows (`whole_batch`), the loss is not cut: it sees the whole batch, and the forward pass below it
+runs over microbatches, each computed again in the backward pass. That is GradCache (Gao et al. 2021, "Scaling deep contrastive learning
+batch size under memory limited setup"): the memory is that of a microbatch, the gradient that of the whole batch.
 """
 
 from __future__ import annotations
@@ -33,17 +37,19 @@ def make_train_step(apply: Callable, objective: Objective, optimizer: optax.Grad
     denominators = objective.weights(example)
     dropout_key = jax.random.fold_in(dropout_key, state.step)
 
+    cached = objective.whole_batch and microbatches > 1
+    forward = in_microbatches(apply, microbatches) if cached else apply
+
     def loss(params: PyTree, example: Example, key: Array) -> tuple[Array, tuple[dict[str, Mean], dict[str, Mean]]]:
-      terms, metrics = objective.loss(apply, params, example, key, True)
+      terms, metrics = objective.loss(forward, params, example, key, True)
       scale = {term: objective.factors[term] / jnp.maximum(denominators[term], 1e-9) for term in terms}
       return sum(terms[term].total * scale[term] for term in terms), (terms, metrics)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
-    if microbatches == 1:
+    if microbatches == 1 or cached:
       (value, sums), grads = gradient(state.params, example, dropout_key)
     else:
-      # Microbatch m takes rows m, m + n, m + 2n, …: each device keeps the rows that it has.
-      parts = jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), example)
+      parts = _cut(example, microbatches)
       keys = jax.random.split(dropout_key, microbatches)
       shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), keys[0])
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -58,6 +64,37 @@ def make_train_step(apply: Callable, objective: Objective, optimizer: optax.Grad
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return train_step
+
+
+def _cut(rows: PyTree, microbatches: int) -> PyTree:
+  """[B, …] -> [microbatches, B / microbatches, …]; microbatch m takes rows m, m + n, m + 2n, …: each device keeps the rows that it has."""
+  return jax.tree.map(lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), rows)
+
+
+def in_microbatches(apply: Callable, microbatches: int) -> Callable:
+  """`apply` for a whole batch that holds the activations of one microbatch at a time; the backward pass computes them again.
+
+  What the model gives for each row comes back for the whole batch, in the order of its rows; what is the same for all rows (a scale, a
+  kernel) comes back once. Every microbatch draws a dropout of its own, the same in both passes.
+  """
+
+  def whole(params: PyTree, inputs: Any, *, read: Any, key: Array | None = None, **rest: Any) -> Any:
+    if inputs is None:  # heads that read nothing
+      return apply(params, inputs, read=read, key=key, **rest)
+
+    def one(params: PyTree, part: tuple[Any, Any], key: Array | None) -> Any:
+      return apply(params, part[0], read=part[1], key=key, **rest)
+
+    parts = _cut((inputs, read), microbatches)
+    keys = None if key is None else jax.random.split(key, microbatches)
+    first = jax.tree.map(lambda x: x[0], parts)
+    rowwise = jax.tree.map(lambda a, b: a.shape != b.shape, jax.eval_shape(one, params, (inputs, read), key), jax.eval_shape(one, params, first, key))
+    again = jax.checkpoint(one, prevent_cse=False)  # inside a loop nothing can be merged
+    outputs = jax.lax.map(lambda part: again(params, *part), (parts, keys))
+    gathered = lambda x, rows: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]) if rows else x[0]
+    return jax.tree.map(gathered, outputs, rowwise)
+
+  return whole
 
 
 def gradient_norms(grads: PyTree) -> dict[str, Array]:

@@ -115,6 +115,17 @@ def test_evaluate_a_masked_run(run, runs):
   assert status == 0 and "pseudo_perplexity" in out and "bits_per_byte" not in out
 
 
+def test_evaluate_minimal_pairs(run, runs, fails, tmp_path):
+  pairs = tmp_path / "pairs.jsonl"
+  pairs.write_text("".join(json.dumps({"UID": f"a_paradigm_with_a_long_name_{i}", "sentence_good": "he is", "sentence_bad": "he are"}) + "\n" for i in (1, 2)))
+  arguments = [f"--workdir={runs['causal_lm']}", "--evals=minimal_pairs"]
+  status, out, _ = run(evaluate, *arguments, f"--data={pairs}")
+  assert status == 0 and "overall" in out and "a_paradigm_with_a_long_name_2" in out and "left_out 0" in out
+  entry = json.loads(pathlib.Path(runs["causal_lm"], "evaluations.json").read_text())[f"minimal_pairs of {pairs}"]
+  assert entry["scores"]["overall"]["value"] in (0, 100) and entry["settings"]["pairs"] == 2
+  fails(evaluate, arguments, "scored alone, with --data=FILE", "sentence_good")
+
+
 def test_evaluate_mistakes(fails, runs, tmp_path):
   workdir = f"--workdir={runs['causal_lm']}"
   fails(evaluate, [], "--workdir is missing")

@@ -1,14 +1,18 @@
 """Small models and packed rows for the contracts that every objective keeps."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from research.core import config as configs
 from research.core.types import Batch, TrainState, Vocab
-from research.model import transformer
+from research.model import patches, towers, transformer
 from research.model.attention import grouped
+from research.model.inputs import Projection
 
 LENGTH, SIZE = 16, 40
 OBJECTIVES = [name for name in configs.members("objectives") if name != "reading"]  # which trains nothing
@@ -23,10 +27,27 @@ VARIANTS = {  # other ways of an objective, which keep the contracts too: object
     "permutation_lm-all": dict(predict=1),
     "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
 }
-MODELS = {"permutation_lm": dict(queries=True), "classification": dict(token_types=2), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
-DETERMINISTIC = {"causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq"}  # `corrupt` draws nothing
+MODELS = {"permutation_lm": dict(queries=True), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
+DETERMINISTIC = {"causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "contrastive"}  # `corrupt` draws nothing
 LABELS = {"classification": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
-WHOLE = {"classification": "a label is of the whole row, which therefore holds one document"}  # the contracts of packed rows have no meaning
+IN_BATCH = "a row is told apart from the other rows of its batch"
+ONE_TEXT = "a row is one text, whatever documents it was cut from"
+NO_TOKENS = "its targets are no tokens"
+EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
+    ("classification", "packing"): "a label is of the whole row, which therefore holds one document",
+    ("classification", "hidden targets"): NO_TOKENS,
+    ("tagging", "hidden targets"): NO_TOKENS,
+    ("contrastive", "packing"): ONE_TEXT,
+    ("contrastive", "evaluation batch"): IN_BATCH,
+    ("contrastive", "hidden targets"): NO_TOKENS,
+    ("image_text", "packing"): ONE_TEXT,
+    ("image_text", "evaluation batch"): IN_BATCH,
+    ("image_text", "hidden targets"): NO_TOKENS,
+}
+KEYS = {  # small, and with scores of a size that does not magnify the rounding of cosines
+    "contrastive": dict(temperature=0.5),
+    "image_text": dict(height=8, width=8, crop=2, flip=True, outputs=8, scale=2.0),
+}
 SPECIAL = {"pad": 0, "unk": 1, "bos": 2, "eos": 3, "cls": 4, "sep": 5, "mask": 6}
 
 
@@ -36,15 +57,31 @@ def vocab() -> Vocab:
   return Vocab(SIZE, SPECIAL, np.arange(SIZE) % 3 == 0, (1 - special) * (1 + np.arange(SIZE, dtype=np.int32) % 2))
 
 
+def objective_of(name: str, length: int = LENGTH, **changes):
+  """An objective or a variant of it at the keys of the contracts, with `changes`."""
+  family = name.partition("-")[0]
+  keys = {**KEYS.get(family, {}), **VARIANTS.get(name, {}), **changes}
+  return configs.make(configs.typed(configs.use(f"objectives.{family}", **keys)), vocab(), length)
+
+
 def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
   """(objective, model, params, apply) of an objective at its defaults or of a variant of it, with `changes` of its keys."""
-  family = name.partition("-")[0]
-  cfg = configs.typed(configs.use(f"objectives.{family}", **{**VARIANTS.get(name, {}), **changes}))
-  objective = configs.make(cfg, vocab(), length)
-  keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2) | MODELS.get(family, {}) | model_keys
-  model = transformer.make(transformer.Config(**keys), SIZE, objective.heads, length)
+  objective = objective_of(name, length, **changes)
+  keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2, token_types=2 * ("types" in objective.element_spec))
+  stack = transformer.Config(**{**keys, **MODELS.get(name.partition("-")[0], {}), **model_keys})
+  if "images" in objective.element_spec:
+    text = dataclasses.replace(stack, layers=1)
+    stack = towers.Config({"text": text, "image": dataclasses.replace(text, patches=patches.Config(height=8, width=8, patch=4))})
+  model = configs.make(stack, SIZE, objective.heads, length)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   return objective, model, params, transformer.bind(model)
+
+
+def objectives(contract: str, variants: bool = True):
+  """Every objective, with its variants if wanted; those that `EXEMPT` names marked with the reason."""
+  reason = lambda name: EXEMPT.get((name.partition("-")[0], contract))
+  names = [*OBJECTIVES, *(VARIANTS if variants else ())]
+  return pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.skip(reason=reason(name))] if reason(name) else []) for name in names])
 
 
 def asked(example, term: str):
@@ -67,22 +104,26 @@ def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str,
   """Random rows of an objective's element_spec: two documents of unequal length and some padding in each, or one where a row has one label."""
   rng = np.random.default_rng(seed)
   found = {}
-  width = objective.element_spec["tokens"].shape[0]
   for field, spec in objective.element_spec.items():
+    shape = (count, *spec.shape)
     if field in ("tokens", "source"):
-      found[field] = rng.integers(len(SPECIAL), SIZE, (count, *spec.shape)).astype(np.int32)
+      found[field] = rng.integers(len(SPECIAL), SIZE, shape).astype(np.int32)
     elif field in ("segments", "source_segments"):
-      found[field] = np.ones((count, *spec.shape), np.int32)
+      found[field] = np.ones(shape, np.int32)
       if packed:
-        for row in found[field]:
+        for row in found[field].reshape(-1, shape[-1]):
           first, last = rng.integers(5, 8), rng.integers(12, len(row))
           row[first:], row[last:] = 1 if "label" in objective.element_spec else 2, 0
     elif field == "types":
-      found[field] = (np.arange(width) > rng.integers(2, 6, (count, 1))).astype(np.int32)
+      found[field] = (np.arange(shape[1]) > rng.integers(2, 6, (count, 1))).astype(np.int32)
+    elif field == "images":
+      found[field] = rng.integers(0, 256, shape).astype(np.uint8)
+    elif field == "is_next":
+      found[field] = rng.integers(0, 2, shape).astype(np.int32)
     elif field == "label":
       found[field] = rng.integers(0, objective.classes, count).astype(np.int32) if objective.classes else rng.normal(size=count).astype(np.float32)
     elif field == "tags":
-      found[field] = np.where(rng.random((count, width)) < 0.6, rng.integers(0, objective.classes, (count, width)), -1).astype(np.int32)
+      found[field] = np.where(rng.random(shape) < 0.6, rng.integers(0, objective.classes, shape), -1).astype(np.int32)
     else:
       raise AssertionError(f"the contracts know no rows of '{field}' ({spec.meaning}); teach them in tests/contracts/common.py")
   for field, segments in (("tokens", "segments"), ("source", "source_segments")):
@@ -93,10 +134,10 @@ def rows(objective, count: int, seed: int = 0, packed: bool = True) -> dict[str,
   return found
 
 
-def scores(output, head: str):
-  """What a head gives, as an array."""
+def scores(output, head: str) -> jnp.ndarray:
+  """What a head gives, [B, P, ·]."""
   found = output.heads[head]
-  return found.logits() if hasattr(found, "logits") else found
+  return found.logits() if isinstance(found, Projection) else found
 
 
 def document(inputs, segment: int):

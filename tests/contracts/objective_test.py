@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from research.core.config import use
 from research.core.types import Batch
 from research.evals import loss as loss_eval
 from research.objectives.base import corrupted
@@ -17,12 +18,12 @@ from tests.contracts import common
 
 each_objective = pytest.mark.parametrize("name", common.OBJECTIVES)
 each_variant = pytest.mark.parametrize("name", [*common.OBJECTIVES, *common.VARIANTS])
-each_that_packs = pytest.mark.parametrize("name", [name for name in (*common.OBJECTIVES, *common.VARIANTS) if name not in common.WHOLE])
 KEY = jax.random.key(3)
 
 
 def test_the_family_is_found():
   assert {"causal_lm", "masked_lm"} <= set(common.OBJECTIVES)
+  assert {name for name, _ in common.EXEMPT} <= set(common.OBJECTIVES)
 
 
 @each_variant
@@ -51,26 +52,27 @@ def test_weights_are_the_denominators_of_the_loss(name):
     assert np.isfinite(float(metric.value()))
 
 
-@each_that_packs
+@common.objectives("packing")
 def test_documents_of_a_packed_row_do_not_see_each_other(name):
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 4)
   # Other tokens, of which the same begin a word.
   other = np.where(batch.rows["segments"] == 1, (batch.rows["tokens"] - 7 + 6) % 33 + 7, batch.rows["tokens"])
-  read = {head: None for head in objective.heads}
 
-  def second(tokens):
+  def read(tokens):
     example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens.astype(np.int32)}), 0)
-    output = apply(params, example.inputs, read=read)
-    logits = jnp.concatenate([common.scores(output, head) for head in objective.heads], -1)
-    return logits, common.all_segments(example.inputs) == 2
+    segments = common.all_segments(example.inputs)
+    everywhere = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    output = apply(params, example.inputs, read={head: everywhere for head in objective.heads})
+    return {head: np.asarray(common.scores(output, head)) for head in objective.heads}, np.asarray(segments == 2)
 
-  (a, where), (b, _) = second(batch.rows["tokens"]), second(other)
-  assert (jnp.abs(a - b).max(-1) > 0)[~where].any(), "the change had no effect at all"
-  np.testing.assert_array_equal(np.asarray(a)[where], np.asarray(b)[where])
+  (before, second), (after, _) = read(batch.rows["tokens"]), read(other)
+  for head in objective.heads:
+    assert (before[head] != after[head])[~second].any(), "the change had no effect at all"
+    np.testing.assert_array_equal(before[head][second], after[head][second])
 
 
-@each_that_packs
+@common.objectives("packing")
 def test_packed_loss_is_the_loss_of_the_documents_apart(name):
   """Sums over a row of two documents equal the sums over two rows of one, given the same corruption."""
   objective, _, params, apply = common.build(name)
@@ -122,7 +124,7 @@ class Rows:
     return {name: array[i] for name, array in self.arrays.items()}
 
 
-@each_objective
+@common.objectives("evaluation batch", variants=False)
 def test_a_score_does_not_depend_on_the_evaluation_batch(name):
   objective, _, params, apply = common.build(name, dropout=0.3)
   split = Rows(common.rows(objective, 13))
@@ -144,10 +146,11 @@ def test_padding_rows_weigh_nothing(name):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
 
 
-@pytest.mark.parametrize("name", [name for name in (*common.OBJECTIVES, *common.VARIANTS) if name not in common.LABELS])
+@common.objectives("hidden targets")
 def test_no_score_depends_on_the_token_it_is_to_predict(name):
   """Change one token of the text: where the target changes, the scores do not; elsewhere they do."""
-  changes = {"keep_rate": 0.0, "mask_rate": 0.4} if name.startswith("masked_lm") else {}
+  hide = {"keep_rate": 0.0, "mask_rate": 0.4}
+  changes = {"masked_lm": hide, "next_sentence": {"masked": use("objectives.masked_lm", **hide)}}.get(name.partition("-")[0], {})
   objective, _, params, apply = common.build(name, **changes)
   batch = common.batch(objective, 3)
 

@@ -10,9 +10,12 @@ import pytest
 
 from research.core import config as configs
 from research.core.types import Mean
+from research.model.inputs import Output
+from research.objectives.base import corrupted
 from research.optim import guard, optimizer, schedule
-from research.training.step import gradient_norms, make_train_step
+from research.training.step import gradient_norms, in_microbatches, make_train_step
 from tests.contracts import common
+from tests.hf.common import quick
 
 BAD = 5  # index of the row that makes a batch's loss NaN
 
@@ -98,3 +101,36 @@ def test_dropout_differs_from_step_to_step_and_follows_the_key(built):
   loss = lambda at, seed: float(step(common.state(params, optim, seed).replace(step=jnp.int32(at)), batch)[1]["loss"])
   assert loss(0, 0) == loss(0, 0)
   assert len({loss(0, 0), loss(1, 0), loss(0, 1)}) == 3
+
+
+def test_microbatches_of_a_whole_batch_objective_draw_the_same_dropout_in_both_passes():
+  """The recomputed forward pass gives the gradient of one that keeps everything: microbatch by microbatch, with their keys, written out."""
+  objective, _, params, apply = common.build("contrastive", dropout=0.3)
+  example = corrupted(objective, jax.random.key(1), common.batch(objective, 6), 0)
+  parts, key = 3, jax.random.key(2)
+
+  def written_out(params, inputs, *, read, key, train):
+    found = []
+    for m, part_key in enumerate(jax.random.split(key, parts)):
+      part = jax.tree.map(lambda x: x[m::parts], inputs)
+      found.append(apply(params, part, read=read, key=part_key, train=train).heads["embedding"])
+    vectors = jnp.stack(found, axis=1)
+    return Output({"embedding": vectors.reshape(-1, *vectors.shape[2:])}, None, None, None, {}, {})
+
+  gradient = lambda apply: quick(jax.value_and_grad(lambda params: objective.loss(apply, params, example, key, True)[0]["contrastive"].total))(params)
+  (loss, kept), (again, computed) = gradient(written_out), gradient(in_microbatches(apply, parts))
+  assert float(again) == pytest.approx(float(loss), rel=1e-6)
+  assert float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, kept, computed))) <= 1e-5 * float(optax.tree.norm(kept))
+  other = quick(lambda params: objective.loss(in_microbatches(apply, parts), params, example, jax.random.key(3), True)[0]["contrastive"].total)(params)
+  assert abs(float(other) - float(loss)) > 1e-4  # dropout was on
+
+
+def test_a_whole_batch_in_microbatches_holds_the_activations_of_one():
+  objective, _, params, apply = common.build("contrastive")
+  example = corrupted(objective, jax.random.key(1), common.batch(objective, 64), 0)
+
+  def peak(apply):
+    loss = lambda params: objective.loss(apply, params, example, None, True)[0]["contrastive"].total
+    return jax.jit(jax.grad(loss)).lower(params).compile().memory_analysis().temp_size_in_bytes
+
+  assert peak(in_microbatches(apply, 16)) < peak(apply) / 4
