@@ -26,11 +26,12 @@ def test_the_family_is_found():
 def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name):
   objective, *_ = common.build(name)
   batch = common.batch(objective, 6)
-  whole = corrupted(objective, KEY, batch, 0)
+  corrupt = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))
+  whole = corrupt(batch)
   for start in (0, 2, 5):
-    part = corrupted(objective, KEY, jax.tree.map(lambda x: x[start:], batch), 0)
+    part = corrupt(jax.tree.map(lambda x: x[start:], batch))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[start:], b), whole, part)
-  later = corrupted(objective, KEY, batch._replace(index=batch.index + np.uint32([1, 0])), 0)
+  later = corrupt(batch._replace(index=batch.index + np.uint32([1, 0])))
   same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), whole, later)))
   deterministic = name in ("causal_lm", "causal_lm-regularized")
   assert same == deterministic
@@ -39,8 +40,8 @@ def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name)
 @each_variant
 def test_weights_are_the_denominators_of_the_loss(name):
   objective, _, params, apply = common.build(name)
-  example = corrupted(objective, KEY, common.batch(objective, 4), 0)
-  terms, metrics = objective.loss(apply, params, example, None, False)
+  example = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))(common.batch(objective, 4))
+  terms, metrics = jax.jit(lambda example: objective.loss(apply, params, example, None, False))(example)
   weights = objective.weights(example)
   assert set(terms) == set(weights) == set(objective.factors)
   for term in terms:
@@ -57,13 +58,14 @@ def test_documents_of_a_packed_row_do_not_see_each_other(name):
   other = np.where(batch.rows["segments"] == 1, (batch.rows["tokens"] - 7 + 6) % 33 + 7, batch.rows["tokens"])
   read = {head: None for head in objective.heads}
 
+  @jax.jit
   def second(tokens):
-    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens.astype(np.int32)}), 0)
+    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens}), 0)
     output = apply(params, example.inputs, read=read)
     logits = jnp.concatenate([output.heads[head].logits() for head in objective.heads], -1)
     return logits, common.all_segments(example.inputs) == 2
 
-  (a, where), (b, _) = second(batch.rows["tokens"]), second(other)
+  (a, where), (b, _) = second(batch.rows["tokens"]), second(other.astype(np.int32))
   assert (jnp.abs(a - b).max(-1) > 0)[~where].any(), "the change had no effect at all"
   np.testing.assert_array_equal(np.asarray(a)[where], np.asarray(b)[where])
 
@@ -73,8 +75,9 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
   """Sums over a row of two documents equal the sums over two rows of one, given the same corruption."""
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 3)
-  example = corrupted(objective, KEY, batch, 0)
-  terms, _ = objective.loss(apply, params, example, None, False)
+  example = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))(batch)
+  loss = jax.jit(lambda example: objective.loss(apply, params, example, None, False))
+  terms, _ = loss(example)
   apart = {term: 0.0 for term in terms}
   for segment in (1, 2):
     here = example.inputs.segments == segment
@@ -83,7 +86,7 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
     for term, weights in example.weights.items():
       places = example.positions.get(term, jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape))
       kept[term] = weights * jnp.take_along_axis(here, places, 1)
-    alone, _ = objective.loss(apply, params, example._replace(inputs=inputs, weights=kept), None, False)
+    alone, _ = loss(example._replace(inputs=inputs, weights=kept))
     apart = {term: apart[term] + float(alone[term].total) for term in terms}
   for term in terms:
     assert float(terms[term].total) == pytest.approx(apart[term], rel=1e-5)
@@ -136,7 +139,7 @@ def test_padding_rows_weigh_nothing(name):
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 4)
   padded = Batch(batch.rows, batch.index, np.array([True, True, False, False]))
-  step = loss_eval.make_step(apply, objective)
+  step = jax.jit(loss_eval.make_step(apply, objective))
   short = jax.tree.map(lambda x: x[:2], batch)
   a, b = step(params, short, KEY, 0), step(params, padded, KEY, 0)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
@@ -149,10 +152,11 @@ def test_no_score_depends_on_the_token_it_is_to_predict(name):
   objective, _, params, apply = common.build(name, **changes)
   batch = common.batch(objective, 3)
 
+  @jax.jit
   def scores(tokens):
     example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens}), 0)
     output = apply(params, example.inputs, read={head: common.asked(example, head) for head in objective.heads})
-    return example, {head: np.asarray(output.heads[head].logits()) for head in objective.heads}
+    return example, {head: output.heads[head].logits() for head in objective.heads}
 
   tokens = batch.rows["tokens"]
   before, was = scores(tokens)
