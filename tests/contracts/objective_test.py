@@ -30,11 +30,12 @@ def test_the_family_is_found():
 def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name):
   objective, *_ = common.build(name)
   batch = common.batch(objective, 6)
-  whole = corrupted(objective, KEY, batch, 0)
+  corrupt = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))
+  whole = corrupt(batch)
   for start in (0, 2, 5):
-    part = corrupted(objective, KEY, jax.tree.map(lambda x: x[start:], batch), 0)
+    part = corrupt(jax.tree.map(lambda x: x[start:], batch))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[start:], b), whole, part)
-  later = corrupted(objective, KEY, batch._replace(index=batch.index + np.uint32([1, 0])), 0)
+  later = corrupt(batch._replace(index=batch.index + np.uint32([1, 0])))
   same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), whole, later)))
   assert same == (name in common.DETERMINISTIC)
 
@@ -42,8 +43,8 @@ def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name)
 @each_variant
 def test_weights_are_the_denominators_of_the_loss(name):
   objective, _, params, apply = common.build(name)
-  example = corrupted(objective, KEY, common.batch(objective, 4), 0)
-  terms, metrics = objective.loss(apply, params, example, None, False)
+  example = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))(common.batch(objective, 4))
+  terms, metrics = jax.jit(lambda example: objective.loss(apply, params, example, None, False))(example)
   weights = objective.weights(example)
   assert set(terms) == set(weights) == set(objective.factors)
   for term in terms:
@@ -59,17 +60,19 @@ def test_documents_of_a_packed_row_do_not_see_each_other(name):
   # Other tokens, of which the same begin a word.
   other = np.where(batch.rows["segments"] == 1, (batch.rows["tokens"] - 7 + 6) % 33 + 7, batch.rows["tokens"])
 
+  @jax.jit
   def read(tokens):
-    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens.astype(np.int32)}), 0)
+    example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens}), 0)
     segments = common.all_segments(example.inputs)
     everywhere = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     output = apply(params, example.inputs, read={head: everywhere for head in objective.heads})
-    return {head: np.asarray(common.scores(output, head)) for head in objective.heads}, np.asarray(segments == 2)
+    return {head: common.scores(output, head) for head in objective.heads}, segments == 2
 
-  (before, second), (after, _) = read(batch.rows["tokens"]), read(other)
+  (before, second), (after, _) = read(batch.rows["tokens"]), read(other.astype(np.int32))
   for head in objective.heads:
-    assert (before[head] != after[head])[~second].any(), "the change had no effect at all"
-    np.testing.assert_array_equal(before[head][second], after[head][second])
+    before[head], after[head], where = np.asarray(before[head]), np.asarray(after[head]), np.asarray(second)
+    assert (before[head] != after[head])[~where].any(), "the change had no effect at all"
+    np.testing.assert_array_equal(before[head][where], after[head][where])
 
 
 @common.objectives("packing")
@@ -77,8 +80,9 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
   """Sums over a row of two documents equal the sums over two rows of one, given the same corruption."""
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 3)
-  example = corrupted(objective, KEY, batch, 0)
-  terms, _ = objective.loss(apply, params, example, None, False)
+  example = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))(batch)
+  loss = jax.jit(lambda example: objective.loss(apply, params, example, None, False))
+  terms, _ = loss(example)
   apart = {term: 0.0 for term in terms}
   for segment in (1, 2):
     here = example.inputs.segments == segment
@@ -87,7 +91,7 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
     for term, weights in example.weights.items():
       places = example.positions.get(term, jnp.broadcast_to(jnp.arange(here.shape[1]), here.shape))
       kept[term] = weights * jnp.take_along_axis(here, places, 1)
-    alone, _ = objective.loss(apply, params, example._replace(inputs=inputs, weights=kept), None, False)
+    alone, _ = loss(example._replace(inputs=inputs, weights=kept))
     apart = {term: apart[term] + float(alone[term].total) for term in terms}
   for term in terms:
     assert float(terms[term].total) == pytest.approx(apart[term], rel=1e-5)
@@ -140,7 +144,7 @@ def test_padding_rows_weigh_nothing(name):
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 4)
   padded = Batch(batch.rows, batch.index, np.array([True, True, False, False]))
-  step = loss_eval.make_step(apply, objective)
+  step = jax.jit(loss_eval.make_step(apply, objective))
   short = jax.tree.map(lambda x: x[:2], batch)
   a, b = step(params, short, KEY, 0), step(params, padded, KEY, 0)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), a, b)
@@ -154,10 +158,11 @@ def test_no_score_depends_on_the_token_it_is_to_predict(name):
   objective, _, params, apply = common.build(name, **changes)
   batch = common.batch(objective, 3)
 
+  @jax.jit
   def scores(tokens):
     example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, "tokens": tokens}), 0)
     output = apply(params, example.inputs, read={head: common.asked(example, head) for head in objective.heads})
-    return example, {head: np.asarray(common.scores(output, head)) for head in objective.heads}
+    return example, {head: common.scores(output, head) for head in objective.heads}
 
   tokens = batch.rows["tokens"]
   before, was = scores(tokens)
