@@ -18,7 +18,6 @@ from research.model import transformer
 from research.model.heads import HEADS
 from research.model.inputs import HeadConfig, Inputs, Output, Past
 
-
 WIDTHS = ("bfloat16", "float32", "float64")
 
 
