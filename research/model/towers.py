@@ -18,10 +18,22 @@ from research.model import transformer
 from research.model.heads import HEADS
 from research.model.inputs import HeadConfig, Inputs, Output, Past
 
+WIDTHS = ("bfloat16", "float32", "float64")
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   towers: Mapping[str, Component] = dataclasses.field(default_factory=lambda: {"text": transformer.Config()})  # name -> model.transformer
+
+  @property
+  def dtype(self) -> str:
+    """Of activations: the widest of the towers'."""
+    return max((tower.dtype for tower in self.towers.values()), key=WIDTHS.index)
+
+  @property
+  def param_dtype(self) -> str:
+    """Of parameters: the widest of the towers'."""
+    return max((tower.param_dtype for tower in self.towers.values()), key=WIDTHS.index)
 
 
 class Towers(nn.Module):
