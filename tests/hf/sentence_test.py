@@ -51,8 +51,8 @@ def test_steps_in_and_out(tmp_path, head):
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
   tokens, mask = np.array([[2, 5, 6, 3, 0, 0]]), np.array([[1, 1, 1, 1, 0, 0]])
-  output = transformer.bind(loaded.model)(loaded.params, Inputs(tokens, segments=mask, kind="full"), read={sentence.EMBEDDING: None})
-  hidden = np.asarray(output.hidden[0, :4], np.float64)
+  run = lambda read: transformer.bind(loaded.model)(loaded.params, Inputs(tokens, segments=mask, kind="full"), read=read)
+  output, hidden = run({sentence.EMBEDDING: None}), np.asarray(run({}).hidden[0, :4], np.float64)
   wanted = hidden.mean(0) if head.pool == "mean" else hidden[0]
   np.testing.assert_allclose(output.heads[sentence.EMBEDDING][0, 0], wanted / np.linalg.norm(wanted) if head.normalize else wanted, atol=1e-5)
 
