@@ -80,8 +80,9 @@ def our_outputs(model: Any, params: Any, given: Rows, positions: Any, places: An
   types = jnp.asarray(given.types) if model.cfg.token_types else None
   inputs = Inputs(jnp.asarray(given.tokens), positions=positions, segments=jnp.asarray(given.mask), types=types, kind="full")
   firsts = {name for name, head in model.heads.items() if head.pool == "first"}
-  output = transformer.bind(model)(params, inputs, read={name: places if name in firsts else None for name in model.heads})
-  found = {"hidden": output.hidden}
+  apply = transformer.bind(model)
+  output = apply(params, inputs, read={name: places if name in firsts else None for name in model.heads})
+  found = {"hidden": apply(params, inputs, read={}).hidden}
   for name, value in output.heads.items():
     value = value.logits() if model.heads[name].kind == "token" else value
     found[name] = value[..., 0] if name == "discriminator" else value

@@ -98,7 +98,7 @@ def test_vit_scores_and_gradients(vit):
 
   def loss(params):
     out = vit.apply(params, seen(images), read={head: None})
-    return jnp.sum(jnp.square(out.heads[head])), (out.heads[head][:, 0], out.hidden)
+    return jnp.sum(jnp.square(out.heads[head])), (out.heads[head][:, 0], vit.apply(params, seen(images), read={}).hidden)
 
   grads, (scores, hidden) = common.quick(jax.grad(loss, has_aux=True))(vit.loaded.params)
   theirs = of_vit(vit, vit.theirs, images)

@@ -116,7 +116,8 @@ def test_both_streams_of_a_random_order_and_gradients(pair, memory):
   def loss(params):
     out = pair.apply(params, ours_of(rows), read={"lm": asked()}, past=past)
     logits = out.heads["lm"].logits()
-    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(targets)[:, :, None], axis=-1)), (logits, out.hidden)
+    hidden = pair.apply(params, ours_of(rows), read={}, past=past).hidden
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(targets)[:, :, None], axis=-1)), (logits, hidden)
 
   if memory:
     (ours, (logits, hidden)), grads = common.quick(jax.value_and_grad(loss, has_aux=True))(pair.loaded.params)
