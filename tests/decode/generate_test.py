@@ -31,7 +31,7 @@ def make_run(monkeypatch, tmp_path):
     model = transformer.make(cfg, tokenizer.vocab.size, {"lm": HeadConfig()}, 32)
     params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
     data = types.SimpleNamespace(length=32, prepend_bos=False)
-    run = types.SimpleNamespace(cfg=types.SimpleNamespace(data=data), objective=types.SimpleNamespace(causal=True), model=model, params=params,
+    run = types.SimpleNamespace(cfg=types.SimpleNamespace(data=data), objective=types.SimpleNamespace(start=None, causal=True), model=model, params=params,
                                 tokenizer=tokenizer)  # fmt: skip
     monkeypatch.setattr(restore, "restore", lambda workdir, step: run)
     monkeypatch.setattr(startup, "compilation_cache", lambda folder: None)

@@ -53,7 +53,7 @@ def test_attention_kernels_are_matrices_of_all_heads(scale):
   flat = {f"block_0/{i}/kernel": [g.reshape(ATTENTION[name][1]) for g in grads[name]] for i, name in enumerate(grads)}
   ours, wanted = of_kernels(grads, muon_scale=scale), of_kernels(flat, muon_scale=scale)
   for i, (name, (_, matrix)) in enumerate(ATTENTION.items()):
-    np.testing.assert_allclose(ours[name].reshape(matrix), wanted[f"block_0/{i}/kernel"], atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(ours[name].reshape(matrix), wanted[f"block_0/{i}/kernel"], atol=5e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("scale", ["rms", "shape"])
@@ -65,7 +65,7 @@ def test_stacked_layers_are_apart(scale):
   unrolled = of_kernels(apart, muon_scale=scale)
   for name, update in unrolled.items():
     _, block, rest = name.split("/", 2)
-    np.testing.assert_allclose(stacked[f"stack/blocks/{rest}"][int(block[-1])], update, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(stacked[f"stack/blocks/{rest}"][int(block[-1])], update, atol=5e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("shape", [(D, F), (F, D), (D, D)])
