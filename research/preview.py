@@ -67,7 +67,6 @@ def preview(cfg, directory: str, rows: int, length: int, png: str | None) -> str
       return shown(targets)
     return [labels[int(t)] if labels and objective.classes else f"{t:g}" for t in targets]
 
-
   lines = [f"objective {configs.component_name(cfg.objective)} · rows of {cfg.data.length} tokens"]
   lines += [f"  {name}: {field.meaning} {list(field.shape)}" for name, field in objective.element_spec.items()]
   for i in range(rows):

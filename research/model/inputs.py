@@ -135,7 +135,6 @@ class Sight:
       mask = mask & other
     return mask
 
-
   def at(self, places: Array) -> "Sight":
     """The queries at `places` int [B, P] alone, with all keys."""
     pick = lambda x: None if x is None else jnp.take_along_axis(x, places, axis=1) if x.shape[0] == len(places) else x[0][places]

@@ -19,7 +19,7 @@ Norm = Literal["layer", "rms"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5))),  # with erf rather than jax.nn's erfc, which takes twice as long on a CPU
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5))),  # with erf, as published models have it, rather than jax.nn's slower erfc
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu_quick": lambda x: x * jax.nn.sigmoid(1.702 * x),  # the other approximation of Hendrycks and Gimpel 2016 (CLIP)
     "silu": jax.nn.silu,

@@ -280,7 +280,8 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
         board.write(step, "valid", valid)
       if save:
         meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
-                "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())), "batch_size": cfg.batch_size,
+                "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())),
+                "batch_size": cfg.batch_size,
                 "wall_seconds": wall_before + time.perf_counter() - started}  # fmt: skip
         checkpoints.save(state, meta, loss)
       mark += time.perf_counter() - pause
