@@ -212,7 +212,7 @@ def compare_gradients(pair: Pair, grads, theirs: dict[str, np.ndarray]) -> None:
       continue
     seen.add(name)
     scale = np.abs(theirs[name]).max()
-    np.testing.assert_allclose(ours, theirs[name], atol=GRADIENTS * max(scale, 2e-4 * largest), rtol=0, err_msg=name)
+    np.testing.assert_allclose(ours, theirs[name], atol=GRADIENTS * max(scale, 1e-4 * largest), rtol=0, err_msg=name)
   assert not set(theirs) - seen, f"no rule for the gradients of {set(theirs) - seen}"
 
 
