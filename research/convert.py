@@ -42,6 +42,8 @@ FIELDS = {  # of the records that an objective trains on, as data.records has th
     "objectives.tagging": {"words": 0, "tags": -1},
     "objectives.seq2seq": {"source": 0, "target": 1},
 }
+READING = "objectives.reading"
+MORE = {"data.records": " --config.data.train=FILE --config.data.valid=FILE", "data.images": " --config.data.paths=FOLDER"}  # to be said when training
 REGRESSION = {"first": 0, "second": 1, "score": 2}
 OWN = ("architectures", "model_type", "dtype", "torch_dtype", "transformers_version")  # keys of config.json that an export writes anew
 
@@ -77,7 +79,8 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   from research.core import config as configs
   from research.core.types import TrainState
   from research.data import imported
-  from research.hf import loading
+  from research.data import tokenizer as tokenizers
+  from research.hf import loading, processor
   from research.model import transformer
   from research.objectives import reading
   from research.training.checkpoint import FOLDER, Checkpoints
@@ -88,29 +91,29 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
       raise UserError(f"'{workdir}' holds a run already: name a new folder with --workdir.")
   loaded = loading.load_model(folder, param_dtype=param_dtype)
   described = loaded.described
-  objective, keys = described.objective, dict(described.objective_keys)
-  if objective is None and isinstance(described.cfg, transformer.Config) and not described.cfg.encoder_layers and described.cfg.patches is None:
-    objective, keys = "objectives.reading", reading.keys(described.heads)
+  objective, keys = described.objective, processor.applied(folder, described.objective_keys)
+  if objective in (None, READING) and isinstance(described.cfg, transformer.Config) and not described.cfg.encoder_layers:
+    objective, keys = READING, {**keys, **reading.keys(described.heads)}
   if objective is None:
     raise UserError(f"no objective here trains or scores what '{folder}' holds ({loaded.config.get('architectures')}), so it makes no workdir; in Python, "
                     "research.hf.load(folder) gives its model.")  # fmt: skip
   if length is not None and not 2 <= length <= described.length:
     raise UserError(f"--length={length}: the model was made for rows of 2 to {described.length} tokens.")
-  tokenizer = imported.load(folder, size=described.vocab_size)
+  if getattr(described.cfg, "patches", None) is None:
+    tokenizer = imported.load(folder, size=described.vocab_size)
+  else:  # images alone: a run's folder has a vocabulary, of which nothing is read
+    tokenizer = tokenizers.train(tokenizers.Config(kind="byte"), ())
 
   tokens = os.path.join(os.path.abspath(workdir), TOKENIZER)
-  common = dict(length=length or min(described.length, LENGTH), tokenizer=configs.use("data.tokenizer", path=tokens))
   labels = _class_names(loaded.config, described.heads)
-  if objective in FIELDS:
-    fields = REGRESSION if keys.get("classes") == 1 else FIELDS[objective]
-    data = configs.use("data.records", fields=fields, labels=labels, **common)
-  else:
-    data = configs.use("data.text", append_eos="eos" in tokenizer.special, prepend_bos=_begins_with_bos(tokenizer), **common)
+  common = dict(length=length or min(described.length, LENGTH), tokenizer=configs.use("data.tokenizer", path=tokens))
+  data = _data(objective, keys, labels, tokenizer, common)
   if "start" in keys:
     keys["start"] = _start(loaded.config, tokenizer, keys["start"])
   config = configs.use("training.experiment", model=configs.flatten(described.cfg), objective=configs.use(objective, **keys), data=data)
   config = configs.resolve(config)
-  _check_heads(configs.make(configs.typed(config).objective, tokenizer.vocab, data.length).heads, described.heads, objective)
+  made = configs.make(configs.typed(config).objective, tokenizer.vocab, data.length)
+  _check_heads(made.heads, described.heads, objective)
 
   os.makedirs(workdir, exist_ok=True)
   tokenizer.save(tokens)
@@ -135,15 +138,35 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
     reasons.setdefault(why, []).append(name)
   for why, names in reasons.items():
     say(f"not needed: '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}")
-  if objective in FIELDS:
-    reads = "labelled records" + (f" of classes {', '.join(labels[:20])}" if labels else "")
+  kind = configs.component_name(configs.typed(config).data)
+  if kind == "data.images":
+    reads = f"images of {data.height} × {data.width} × {data.channels}" + (" and captions" if "text" in described.heads else "")
+  elif kind == "data.records":
+    reads = "labelled records"
+  elif kind == "data.pairs":
+    reads = "pairs of texts"
   else:
     marks = [name for name, on in (("bos before", data.prepend_bos), ("eos after", data.append_eos)) if on]
     reads = f"{' and '.join(marks) or 'nothing around'} each document"
-  say(f"vocabulary {tokenizer.vocab.size} · rows of {data.length} tokens (the model was made for {described.length}) · {reads} · {objective}")
-  train = f"to train: python -m research.train --config={workdir} --workdir=NEW --config.init_from={workdir}"
-  train += " --config.data.train=FILE --config.data.valid=FILE" if objective in FIELDS else ""
-  say(f"saved as step 0 of '{workdir}'; {'to be read: no objective here trains its heads' if objective == 'objectives.reading' else train}")
+  reads += f" · classes {', '.join(labels[:20])}" if labels else ""
+  rows = f"vocabulary {tokenizer.vocab.size} · rows of {data.length} tokens" if "tokens" in made.element_spec else "no text"
+  say(f"{rows} (the model was made for {described.length} places) · {reads} · {objective}")
+  train = f"to train: python -m research.train --config={workdir} --workdir=NEW --config.init_from={workdir}{MORE.get(kind, '')}"
+  say(f"saved as step 0 of '{workdir}'; {'to be read: no objective here trains its heads' if objective == READING else train}")
+
+
+def _data(objective: str, keys: dict[str, Any], labels: tuple[str, ...], tokenizer, common: dict[str, Any]) -> Any:
+  """The data component that delivers what the objective asks for; which files, nobody knows yet."""
+  from research.core.config import use
+
+  if objective in FIELDS:
+    return use("data.records", fields=REGRESSION if keys.get("classes") == 1 else FIELDS[objective], labels=labels, **common)
+  if objective == "objectives.next_sentence":
+    return use("data.pairs", **common)
+  pixels = keys.get("pixels", keys)
+  if "height" in pixels:
+    return use("data.images", labels=labels, **{key: pixels[key] for key in ("height", "width", "channels")}, **common)
+  return use("data.text", append_eos="eos" in tokenizer.special, prepend_bos=_begins_with_bos(tokenizer), **common)
 
 
 def _class_names(config: dict[str, Any], heads) -> tuple[str, ...]:
@@ -171,7 +194,7 @@ def _begins_with_bos(tokenizer) -> bool:
     around = tokenizer.wrap([])
   except UserError:
     return False
-  return len(around) > 0 and around[0] == tokenizer.special.get("bos")
+  return len(around) > 0 and int(around[0]) == tokenizer.special.get("bos")
 
 
 def _check_heads(wanted, found, objective: str) -> None:

@@ -1,11 +1,64 @@
-"""Eight simulated devices for every test, no warm cache that could hide a difference, and a compiler in a hurry.
+"""Eight simulated devices for every test, no warm cache that could hide a difference, and a compiler in a hurry; and what runs a command.
 
 A test runs a program once or twice, so compiling is what takes the time; without the backend's optimizations it takes a quarter of it.
 """
 
 import os
+import sys
+
+import pytest
 
 FLAGS = "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
 
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def pytest_collection_modifyitems(items):
+  """The longest tests first, so that at the end no worker waits for one of them."""
+  items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """Whatever asks for a mesh gets the first device, as on a laptop; commands leave the tests' own compilation settings alone."""
+  import jax
+
+  from research.parallel import mesh as meshes
+
+  with pytest.MonkeyPatch.context() as patch:
+    made = meshes.make
+    patch.setattr(meshes, "make", lambda cfg, devices=None: made(cfg, devices or jax.devices()[:1]))
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    yield
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+  """Runs a command as the command line does: (status, stdout, stderr)."""
+  from research.core.errors import command
+
+  def call(module, *arguments):
+    for name in module.FLAGS:
+      module.FLAGS[name].unparse()
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+      command(module.main)
+    return end.value.code, *capsys.readouterr()
+
+  return call
+
+
+@pytest.fixture
+def fails(run):
+  """Runs a command that must fail with one sentence that holds all parts."""
+
+  def call(module, arguments, *parts, status=2):
+    code, _, err = run(module, *arguments)
+    assert code == status and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700, (code, err)
+    for part in parts:
+      assert part in err, f"'{part}' is not in: {err}"
+
+  return call

@@ -35,9 +35,9 @@ MESHES = {
 }
 
 
-def losses(name: str, axes: dict[str, int], steps: int) -> list[float]:
+def losses(name: str, axes: dict[str, int], steps: int, **model_keys) -> list[float]:
   """The loss of each step on a mesh, from the same state and batches."""
-  objective, model, _, apply = common.build(name, dropout=0.1)
+  objective, model, _, apply = common.build(name, dropout=0.1, model_keys=model_keys)
   mesh = meshes.make(meshes.Config(**{"data": 1, **axes}), jax.devices()[: int(np.prod(list(axes.values())))])
   # BERT's epsilon. Adam's first step moves every entry by the rate, however small its gradient: with 1e-8, one whose gradient is rounding
   # noise would move by something else on every mesh.

@@ -95,9 +95,9 @@ def checkpoints(workdir: str) -> tuple[list[int], set[str]]:
   return sorted(int(name) for name in names if name.isdigit()), {name for name in names if "tmp" in name}
 
 
-def kill(config: str, workdir: str, moment: str, rng: random.Random, seconds: float) -> Kill | None:
+def kill(config: str, workdir: str, moment: str, rng: random.Random, seconds: float, *overrides: str) -> Kill | None:
   """Starts the run and kills it: after up to `seconds`, or in the middle of one of its first saves. None where it had ended before."""
-  process = start(config, workdir)
+  process = start(config, workdir, *overrides)
   begun = time.monotonic()
   wait = rng.uniform(0, seconds)
   whole, remains = checkpoints(workdir)

@@ -19,7 +19,7 @@ import os
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,7 @@ class Config:
   file_key: str = "file"  # of a line of captions.jsonl: where the image lies
   caption_key: str = "caption"  # and its caption
   label_key: str = ""  # and the name of its class; empty: it has none
+  labels: tuple[str, ...] = ()  # classes in the order of their numbers; empty: those of the images, sorted
   tokenizer: Component = tokenizer.Config(kind="wordpiece", lowercase=True)
   length: int = 16  # tokens of a caption; a longer one loses its end
   seed: int = 0  # of the order of rows
@@ -102,18 +103,20 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
     for split, places in (("train", range(cut)), ("valid", range(cut, len(images)))):
       chosen = np.sort([order[i] for i in places])
       found[split] = images[chosen], [captions[i] for i in chosen], [labels[i] for i in chosen], f"{name} {split} {cfg.valid_fraction}"
-  names = tuple(sorted({label for _, _, labels, _ in found.values() for label in labels if label is not None}))
+  names = cfg.labels or tuple(sorted({label for _, _, labels, _ in found.values() for label in labels if label is not None}))
   tokens = trained(cfg.tokenizer, folder, [caption for caption in found["train"][1] if caption] or ["."], say)
-  number = {name: i for i, name in enumerate(names)}
-  splits = {
-      split: Split(
-          images, [enclosed(tokens, ids, cfg.length) if len(ids) else ids for ids in tokens.encode_batch(captions)],
-          np.array([number.get(label, -1) for label in labels], np.int32),
-      )
-      for split, (images, captions, labels, _) in found.items()
-  }  # fmt: skip
-  digest = text.digest([found[split][3] for split in dataset.SPLITS], tokens.digest, cfg.length, cfg.seed)
+  splits = {split: _split(images, captions, labels, tokens, cfg, names) for split, (images, captions, labels, _) in found.items()}
+  digest = text.digest([found[split][3] for split in dataset.SPLITS], tokens.digest, names, cfg.length, cfg.seed)
   return Prepared(tokens, tokens.vocab, digest, names, splits)
+
+
+def _split(images: np.ndarray, captions: list[str], labels: list[str | None], tokens: tokenizer.Tokenizer, cfg: Config, names: Sequence[str]) -> Split:
+  numbers = {name: i for i, name in enumerate(names)}
+  for label in labels:
+    if label is not None and label not in numbers:
+      raise UserError(f"data: '{label}' is none of the classes ({', '.join(map(repr, names[:20]))}) that data.labels or the training names.")
+  ids = [enclosed(tokens, ids, cfg.length) if len(ids) else ids for ids in tokens.encode_batch(captions)]
+  return Split(images, ids, np.array([numbers.get(label, -1) for label in labels], np.int32))
 
 
 def _decoded(cfg: Config, paths: tuple[str, ...], folder: str, say: Callable[[str], None]) -> tuple[np.ndarray, list[str], list[str | None], str]:
@@ -149,20 +152,33 @@ def _decoded(cfg: Config, paths: tuple[str, ...], folder: str, say: Callable[[st
 
 def train_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field]) -> stream.Shuffled:
   """Endless rows of the training images: a pure function of (data.seed, index)."""
-  rows = Rows(prepared, cfg, "train", element_spec)
+  rows = Rows(prepared.splits["train"], prepared.tokenizer.pad, cfg, element_spec)
   return stream.Shuffled(lambda epoch: rows, len(rows), cfg.seed)
 
 
 def valid_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field]) -> "Rows":
   """Every validation image once."""
-  return Rows(prepared, cfg, "valid", element_spec)
+  return Rows(prepared.splits["valid"], prepared.tokenizer.pad, cfg, element_spec)
+
+
+def file_rows(tokens: tokenizer.Tokenizer, cfg: Config, path: str, element_spec: Mapping[str, Field], labels: Sequence[str]) -> "Rows":
+  """All images of a folder, an archive or an IDX file.
+
+  Args:
+    labels: the names of the classes that the model was trained on.
+  """
+  found = list(records(_full(path), cfg))
+  if not found:
+    raise UserError(f"data: no image at '{path}' (looked for {', '.join(ENDINGS)}).")
+  images, captions, classes = zip(*found)
+  return Rows(_split(np.stack(images), list(captions), list(classes), tokens, cfg, labels or cfg.labels), tokens.pad, cfg, element_spec)
 
 
 class Rows:
-  """The images of a split as rows."""
+  """Images as rows."""
 
-  def __init__(self, prepared: Prepared, cfg: Config, split: str, element_spec: Mapping[str, Field]):
-    self._split, self._pad, self._length, self._fields = prepared.splits[split], prepared.tokenizer.pad, cfg.length, tuple(element_spec)
+  def __init__(self, split: Split, pad: int, cfg: Config, element_spec: Mapping[str, Field]):
+    self._split, self._pad, self._length, self._fields = split, pad, cfg.length, tuple(element_spec)
     kept = {"images": (cfg.height, cfg.width, cfg.channels), "tokens": (cfg.length,), "segments": (cfg.length,), "label": ()}
     for name, field in element_spec.items():
       if name not in FIELDS:
@@ -171,9 +187,9 @@ class Rows:
         more = f": set data.height={field.shape[0]}, data.width={field.shape[1]} and data.channels={field.shape[2]}" if name == "images" else ""
         raise UserError(f"the objective asks for {name} of shape {field.shape}, but data.images delivers {kept[name]}{more}.")
     if "label" in element_spec and (self._split.classes < 0).any():
-      raise UserError(f"the objective asks for labels, which {(self._split.classes < 0).sum()} {split} images have not: set data.label_key.")
+      raise UserError(f"the objective asks for labels, which {(self._split.classes < 0).sum()} of the images have not: set data.label_key.")
     if "tokens" in element_spec and not all(map(len, self._split.captions)):
-      raise UserError(f"the objective asks for captions, which some {split} images have not: set data.caption_key.")
+      raise UserError("the objective asks for captions, which some of the images have not: set data.caption_key.")
 
   def __len__(self) -> int:
     return len(self._split.images)

@@ -13,6 +13,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from research.core.config import use
 from research.hf.config import EXPORTED, HfConfig
 from research.hf.family import Described, Family
 from research.hf.rules import FLAT, SAME, Naming, Rule, each, linear
@@ -150,7 +151,6 @@ ELECTRA = Form(
     },
     classifier="gelu",
 )
-TRAINED = {"mlm": HeadConfig(transform=True, bias=True)}  # the head of objectives.masked_lm
 
 
 # --- config.json -------------------------------------------------------------------------------------------------------------
@@ -192,8 +192,9 @@ def config(form: Form, hf: HfConfig) -> Described:
 
 def _objective(form: Form, heads: Mapping[str, HeadConfig]) -> tuple[str | None, dict[str, Any]]:
   """What trains these heads, and its keys."""
-  if heads == TRAINED:
-    return "objectives.masked_lm", {}
+  if "mlm" in heads:
+    masked = {"activation": heads["mlm"].activation}
+    return ("objectives.masked_lm", masked) if len(heads) == 1 else ("objectives.next_sentence", {"masked": use("objectives.masked_lm", **masked)})
   if set(heads) == {"class"}:
     return "objectives.classification", {"classes": heads["class"].outputs, "activation": form.classifier}
   if set(heads) == {"tags"} and heads["tags"].outputs > 1:

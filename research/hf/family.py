@@ -88,7 +88,7 @@ def exported(family: Family, described: Described) -> dict[str, Any]:
   described = described._replace(cfg=resolved(described.cfg, described.length))
   values = family.export_config(described)
   _, again = describe(values, f"the exported config.json of family '{family.name}'")
-  mine, back = _flat(described), _flat(again._replace(cfg=resolved(again.cfg, again.length)))
+  mine, back = flat(described), flat(again._replace(cfg=resolved(again.cfg, again.length)))
   for key in {**mine, **back}:
     if mine.get(key) != back.get(key):
       raise UserError(f"family '{family.name}' has no form for this model: {key} is {mine.get(key, 'absent')!r} here and can only be {back.get(key, 'absent')!r} "
@@ -96,7 +96,7 @@ def exported(family: Family, described: Described) -> dict[str, Any]:
   return values
 
 
-def _flat(described: Described) -> dict[str, Any]:
+def flat(described: Described) -> dict[str, Any]:
   """Every value that decides what a model computes."""
   found: dict[str, Any] = {"vocab_size": described.vocab_size}
 

@@ -119,7 +119,8 @@ def export(folder: str, model: transformer.Transformer | towers.Towers, params: 
   else:
     model, params = transformer.unrolled(model, params)
     cfg = model.cfg
-  described, embedding = sentence.plain(Described(cfg, dict(model.heads), model.vocab_size, model.length))
+  vocab_size = model.vocab_size if getattr(cfg, "patches", None) is None else 1
+  described, embedding = sentence.plain(Described(cfg, dict(model.heads), vocab_size, model.length))
   chosen, config = _choose(described, family)
   config = {"dtype": np.dtype(next(iter(jax.tree.leaves(params))).dtype).name, **config, **(more or {})}
   written = files.write(folder, config, export_params(chosen.rules(described), params), shard_bytes)

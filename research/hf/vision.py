@@ -12,6 +12,7 @@ published vocabulary: `text_ends` finds it. Both embeddings have length 1; their
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from research.model.ffn import dense
 from research.model.inputs import HeadConfig
 from research.model.position import learned
 
+CLIP_MEAN, CLIP_DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of OpenAI's image processor
 PIXELS = permuted(3, 2, 0, 1)  # our kernel [p, p, C, D] is their convolution's [D, C, p, p]
 
 # --- what both have in common --------------------------------------------------------------------------------------------------
@@ -48,6 +50,13 @@ def image_patches(hf: HfConfig, patch: int, bias: bool) -> patches.Config:
 def places(images: patches.Config) -> int:
   """Places of a row: the patches and the class token."""
   return (images.height // images.patch) * (images.width // images.patch) + 1
+
+
+def pixels(images: patches.Config, mean: Sequence[float] = (0.5,) * 3, deviation: Sequence[float] = (0.5,) * 3) -> dict[str, Any]:
+  """The keys of an objective that reads such images; `mean` and `deviation` are those of the family's image processor, for 3 channels."""
+  if images.channels != 3:
+    mean = deviation = (0.5,) * images.channels
+  return {"height": images.height, "width": images.width, "channels": images.channels, "mean": tuple(mean), "deviation": tuple(deviation)}
 
 
 def image_values(images: patches.Config) -> dict[str, Any]:
@@ -97,8 +106,9 @@ def vit_config(hf: HfConfig) -> Described:
   if hf.architecture == "ViTForImageClassification":
     labels = hf("id2label", None)
     outputs = hf("num_labels", 2) if labels is None else len(labels)
-    return Described(cfg, {"classes": HeadConfig(kind="vector", pool="first", outputs=outputs, bias=True)}, 1, places(images))
-  return Described(cfg, {"pooled": pooler}, 1, places(images))
+    head = HeadConfig(kind="vector", pool="first", outputs=outputs, bias=True)
+    return Described(cfg, {"class": head}, 1, places(images), "objectives.image_classification", {"classes": outputs, **pixels(images)})
+  return Described(cfg, {"pooled": pooler}, 1, places(images), "objectives.reading", {"pixels": pixels(images)})
 
 
 def vit_export(model: Described) -> dict[str, Any]:
@@ -117,15 +127,15 @@ def vit_export(model: Described) -> dict[str, Any]:
       "qkv_bias": cfg.attention.bias,
       **image_values(cfg.patches),
   }
-  if "classes" in model.heads:
-    return {**values, "architectures": ["ViTForImageClassification"], "num_labels": model.heads["classes"].outputs}
+  if "class" in model.heads:
+    return {**values, "architectures": ["ViTForImageClassification"], "num_labels": model.heads["class"].outputs}
   return {**values, "architectures": ["ViTModel"], "pooler_act": EXPORTED[model.heads["pooled"].activation]}
 
 
 def vit_rules(model: Described) -> list[Rule]:
-  base = "vit." if "classes" in model.heads else ""  # the name of the model inside the class with the head
+  base = "vit." if "class" in model.heads else ""  # the name of the model inside the class with the head
   layer = base + "encoder.layer.{i}."
-  head, ours = ("classifier", "head_classes/outputs") if "classes" in model.heads else ("pooler.dense", "head_pooled/transform")
+  head, ours = ("classifier", "head_class/outputs") if "class" in model.heads else ("pooler.dense", "head_pooled/transform")
   return [
       Rule(base + "embeddings.cls_token", "patches/class_token", leading(2)),
       Rule(base + "embeddings.position_embeddings", "position/table/embedding", leading(1)),
@@ -178,7 +188,8 @@ def clip_config(hf: HfConfig) -> Described:
       "image": HeadConfig(**projected, pool="first", tower="image"),
       "scale": HeadConfig(kind="scale", initial=math.exp(hf("logit_scale_init_value", 2.6592))),
   }
-  return Described(config, heads, vocab_size, length)
+  keys = {"outputs": projected["outputs"], "scale": heads["scale"].initial, **pixels(pictures, CLIP_MEAN, CLIP_DEVIATION)}
+  return Described(config, heads, vocab_size, length, "objectives.image_text", keys)
 
 
 def _tower(hf: HfConfig, name: str) -> HfConfig:

@@ -8,6 +8,7 @@ microbatches and devices average rightly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -146,6 +147,13 @@ def corrupted(objective: Objective, key: Array, batch: Batch, step: Array) -> Ex
   example = jax.vmap(objective.corrupt, in_axes=(0, 0, None))(row_keys(key, batch.index), batch.rows, step)
   weigh = lambda weights: weights * batch.valid.reshape(-1, *[1] * (weights.ndim - 1))
   return example._replace(weights={term: weigh(weights) for term, weights in example.weights.items()})
+
+
+def tokens_of_row(objective: Objective, length: int) -> int:
+  """Tokens of text that the host delivers with a row of `length`, padding included; 0 where it is an image alone."""
+  spec = objective.element_spec
+  texts = math.prod(spec["tokens"].shape[:-1]) * length if "tokens" in spec else 0
+  return texts + (spec["source"].shape[-1] if "source" in spec else 0)
 
 
 def finish(objective: Objective, sums: Mapping[str, Mean]) -> dict[str, float]:

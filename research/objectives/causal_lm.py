@@ -16,24 +16,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from research.core.types import Field, Mean, Vocab
-from research.model.inputs import HeadConfig, Inputs, positions_within
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, row_metrics, token_metrics
-from research.objectives.cross_entropy import token_loss
+from research.core.types import Field, Vocab
+from research.model.inputs import Inputs, positions_within
+from research.objectives import next_token
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, row_metrics
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  head_bias: bool = False  # a bias for each vocabulary entry
+class Config(next_token.NextToken):
   prefix: bool = False  # prefix LM: the beginning of each document is read in both directions, the rest predicted
-  z_loss: float = 0.0  # factor of log² Z (Chowdhery et al. 2022, PaLM, section 5: 1e-4); in training only
-  label_smoothing: float = 0.0  # share of each target that is spread over the vocabulary (Szegedy et al. 2016, section 7); in training only
-
-  def __post_init__(self):
-    if self.z_loss < 0:
-      raise ValueError(f"z_loss must be at least 0; got {self.z_loss}")
-    if not 0 <= self.label_smoothing < 1:
-      raise ValueError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}")
 
 
 def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
@@ -60,24 +51,13 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     return example._replace(inputs=inputs, weights={"lm": example.weights["lm"] * (place >= prefix - 1)})
 
   def loss(apply, params, example, key, train):
-    output = apply(params, example.inputs, read={"lm": None}, key=key, train=train)
-    targets, weights = example.targets["lm"], example.weights["lm"]
-    more = dict(z_loss=cfg.z_loss, label_smoothing=cfg.label_smoothing) if train else {}
-    total, nll, correct = token_loss(output.heads["lm"], targets, weights, **more)
-    metrics = token_metrics(nll, correct, targets, weights, byte_length)
-    if any(more.values()):  # the loss is then no likelihood
-      metrics["nll"] = Mean.of(nll, weights)
-    if cfg.prefix:
-      metrics |= row_metrics(weights, example.inputs.segments)
-    return {"lm": Mean(total, jnp.sum(weights))}, metrics
+    terms, metrics = cfg.loss(apply, params, example, key, train, byte_length)
+    return terms, {**metrics, **(row_metrics(example.weights["lm"], example.inputs.segments) if cfg.prefix else {})}
 
   def logprob(apply, params, rows, key):
     """Of all tokens of a document but its first; for a prefix LM that token is the prefix, so the factors are those of a causal model."""
     del key
-    example = jax.vmap(next_tokens)(rows)
-    output = apply(params, example.inputs, read={"lm": None})
-    _, nll, _ = token_loss(output.heads["lm"], example.targets["lm"], example.weights["lm"])
-    return -jnp.sum(nll * example.weights["lm"], axis=-1)
+    return next_token.logprob(apply, params, jax.vmap(next_tokens)(rows))
 
   def scored(rows):
     example = jax.vmap(next_tokens)(rows)
@@ -88,7 +68,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
           "tokens": Field((length + 1,), "int32", ROW_AXES, "the text, one token longer than the model sees"),
           "segments": Field((length + 1,), "int32", ROW_AXES, SEGMENTS_MEANING),
       },
-      heads={"lm": HeadConfig(bias=cfg.head_bias)},
+      heads=cfg.heads,
       corrupt=corrupt,
       loss=loss,
       factors={"lm": 1.0},

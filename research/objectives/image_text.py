@@ -2,8 +2,6 @@
 
 `softmax` is CLIP's symmetric cross-entropy (Radford et al. 2021, figure 3), `sigmoid` SigLIP's loss over all pairs (Zhai et al. 2023, equation 2),
 whose bias stays negative here: it is −e^p of a parameter p. The model has the towers `text` and `image` (model.towers).
-
-Crop and flip are drawn inside the step for each row; in evaluation they are the same each time.
 """
 
 from __future__ import annotations
@@ -18,50 +16,29 @@ from research.core.types import Field, Mean, Vocab
 from research.model.inputs import HeadConfig, Inputs
 from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective
 from research.objectives.in_batch import info_nce, pairwise_sigmoid
+from research.objectives.pixels import Pixels
 
 START = {"softmax": 1 / 0.07, "sigmoid": 10.0}  # the scales that the papers start from
 BIAS = -10.0  # and SigLIP's bias
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Pixels):
   form: Literal["softmax", "sigmoid"] = "softmax"  # CLIP's loss or SigLIP's
-  height: int = 48  # pixels of an image as the model sees it, those of its patches
-  width: int = 48
-  channels: int = 3
-  crop: int = 0  # rows and columns that a random crop takes off; the data delivers images that much larger
-  flip: bool = False  # half of the images are mirrored left to right
-  mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # of each channel, for pixels in [0, 1]
-  deviation: tuple[float, ...] = (0.5, 0.5, 0.5)
   outputs: int = 128  # numbers of a vector
   text_pool: Literal["last", "mean"] = "last"  # a text's vector is read at its last token, or is the mean of all
   text_causal: bool = True  # tokens of a text see the past only, as in CLIP
   scale: float | None = None  # of the cosines at the start; None: the paper's, 1/0.07 for softmax and 10 for sigmoid
   max_scale: float = 100.0  # what it may grow to
 
-  def __post_init__(self):
-    if len(self.mean) != self.channels or len(self.deviation) != self.channels:
-      raise ValueError(f"mean and deviation need a number for each of the {self.channels} channels; got {self.mean} and {self.deviation}")
-    if self.crop < 0:
-      raise ValueError(f"crop must be at least 0; got {self.crop}")
-
 
 def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
   del vocab
-  mean, deviation = jnp.array(cfg.mean, jnp.float32), jnp.array(cfg.deviation, jnp.float32)
 
   def corrupt(key, row, step) -> Example:
     del step
-    key_crop, key_flip = jax.random.split(key)
-    pixels = row["images"]
-    if cfg.crop:
-      top, left = jax.random.randint(key_crop, (2,), 0, cfg.crop + 1)
-      pixels = jax.lax.dynamic_slice(pixels, (top, left, 0), (cfg.height, cfg.width, cfg.channels))
-    if cfg.flip:
-      pixels = jnp.where(jax.random.bernoulli(key_flip), pixels[:, ::-1], pixels)
-    images = (pixels.astype(jnp.float32) / 255 - mean) / deviation
     segments = (row["segments"] > 0).astype(jnp.int32)
-    inputs = Inputs(row["tokens"], segments=segments, images=images, kind="causal" if cfg.text_causal else "full")
+    inputs = Inputs(row["tokens"], segments=segments, images=cfg.seen(key, row["images"]), kind="causal" if cfg.text_causal else "full")
     last = jnp.max(jnp.where(segments > 0, jnp.arange(length), 0))[None]
     return Example(inputs, {}, {"image_text": jnp.any(segments > 0).astype(jnp.float32)}, {"image_text": last})
 
@@ -95,10 +72,9 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
   }
   if cfg.form == "sigmoid":
     heads["bias"] = HeadConfig(kind="scale", initial=-BIAS)
-  shape = (cfg.height + cfg.crop, cfg.width + cfg.crop, cfg.channels)
   return Objective(
       element_spec={
-          "images": Field(shape, "uint8", (None, None, None), "the image"),
+          "images": cfg.field(),
           "tokens": Field((length,), "int32", ROW_AXES, "its caption"),
           "segments": Field((length,), "int32", ROW_AXES, SEGMENTS_MEANING),
       },

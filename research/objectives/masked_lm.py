@@ -43,7 +43,8 @@ class Config:
   slack: float = 4.0  # bernoulli: slots beyond the expected number, in standard deviations; what exceeds them stays, and is counted as 'overflow'
   random_rate: float = 0.1  # share of the chosen tokens that become a random token
   keep_rate: float = 0.1  # share of these that stay; the rest becomes the mask token
-  head_transform: bool = True  # dense, gelu and norm before the scores, as in BERT
+  head_transform: bool = True  # dense, activation and norm before the scores, as in BERT
+  activation: str = "gelu"  # of the transform
   head_bias: bool = True  # a bias for each vocabulary entry
 
   def __post_init__(self):
@@ -133,7 +134,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
           "tokens": Field((length,), "int32", ROW_AXES, "the text"),
           "segments": Field((length,), "int32", ROW_AXES, SEGMENTS_MEANING),
       },
-      heads={"mlm": HeadConfig(transform=cfg.head_transform, bias=cfg.head_bias)},
+      heads={"mlm": HeadConfig(transform=cfg.head_transform, activation=cfg.activation, bias=cfg.head_bias)},
       corrupt=corrupt,
       loss=loss,
       factors={"mlm": 1.0},

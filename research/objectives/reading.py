@@ -14,11 +14,13 @@ from research.core.errors import UserError
 from research.core.types import Field, Vocab
 from research.model.inputs import HeadConfig, Inputs, positions_within
 from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective
+from research.objectives.pixels import Pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   heads: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name -> keys of model.inputs.HeadConfig that are not at their default
+  pixels: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of images: keys of objectives.pixels; empty: texts are read
 
   def __post_init__(self):
     hints = typing.get_type_hints(HeadConfig)
@@ -39,9 +41,12 @@ def keys(heads: Mapping[str, HeadConfig]) -> dict[str, Any]:
 
 def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
   del vocab
+  images = Pixels(**cfg.pixels) if cfg.pixels else None
 
   def corrupt(key, row, step) -> Example:
-    del key, step
+    del step
+    if images is not None:
+      return Example(Inputs(images=images.seen(key, row["images"]), kind="full"), {}, {}, {})
     inputs = Inputs(row["tokens"], positions=positions_within(row["segments"]), segments=row["segments"], kind="full")
     return Example(inputs, {}, {}, {})
 
@@ -49,11 +54,12 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     raise UserError("objectives.reading trains and scores nothing: this model was imported to be read (evaluate --evals=similarity); to train it, name an "
                     "objective with --config.objective=NAME whose heads the model has.")  # fmt: skip
 
+  texts = {
+      "tokens": Field((length,), "int32", ROW_AXES, "the text"),
+      "segments": Field((length,), "int32", ROW_AXES, SEGMENTS_MEANING),
+  }
   return Objective(
-      element_spec={
-          "tokens": Field((length,), "int32", ROW_AXES, "the text"),
-          "segments": Field((length,), "int32", ROW_AXES, SEGMENTS_MEANING),
-      },
+      element_spec=texts if images is None else {"images": images.field()},
       heads={name: HeadConfig(**head) for name, head in cfg.heads.items()},
       corrupt=corrupt,
       loss=loss,

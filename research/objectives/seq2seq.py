@@ -13,19 +13,19 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError, nearest
-from research.core.types import Field, Mean, Vocab
-from research.model.inputs import HeadConfig, Inputs, positions_within
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, token_metrics
-from research.objectives.cross_entropy import token_loss
+from research.core.types import Field, Vocab
+from research.model.inputs import Inputs, positions_within
+from research.objectives import next_token
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(next_token.NextToken):
   start: str = "bos"  # the special token that the decoder reads first: pad for T5 and Marian, eos for BART
   source_length: int | None = None  # tokens of a source; None: as many as of a target, data.length
-  head_bias: bool = False  # a bias for each vocabulary entry
 
   def __post_init__(self):
+    super().__post_init__()
     if self.source_length is not None and self.source_length < 2:
       raise ValueError(f"source_length must be at least 2; got {self.source_length}")
 
@@ -46,17 +46,11 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     return Example(inputs, {"lm": tokens}, {"lm": (segments > 0).astype(jnp.float32)}, {})
 
   def loss(apply, params, example, key, train):
-    output = apply(params, example.inputs, read={"lm": None}, key=key, train=train)
-    targets, weights = example.targets["lm"], example.weights["lm"]
-    total, nll, correct = token_loss(output.heads["lm"], targets, weights)
-    return {"lm": Mean(total, jnp.sum(weights))}, token_metrics(nll, correct, targets, weights, byte_length)
+    return cfg.loss(apply, params, example, key, train, byte_length)
 
   def logprob(apply, params, rows, key):
     del key
-    example = jax.vmap(lambda row: corrupt(None, row, 0))(rows)
-    output = apply(params, example.inputs, read={"lm": None})
-    _, nll, _ = token_loss(output.heads["lm"], example.targets["lm"], example.weights["lm"])
-    return -jnp.sum(nll * example.weights["lm"], axis=-1)
+    return next_token.logprob(apply, params, jax.vmap(lambda row: corrupt(None, row, 0))(rows))
 
   return Objective(
       element_spec={
@@ -65,7 +59,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
           "source": Field((source_length,), "int32", ROW_AXES, "the source"),
           "source_segments": Field((source_length,), "int32", ROW_AXES, "the source's segments: a target sees the source of its own"),
       },
-      heads={"lm": HeadConfig(bias=cfg.head_bias)},
+      heads=cfg.heads,
       corrupt=corrupt,
       loss=loss,
       factors={"lm": 1.0},

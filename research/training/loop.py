@@ -26,7 +26,7 @@ from research.core.types import Batch, Mean, PyTree, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
 from research.model import transformer
-from research.objectives.base import Objective
+from research.objectives.base import Objective, tokens_of_row
 from research.optim import guard
 from research.optim import optimizer as optimizers
 from research.parallel import mesh as meshes
@@ -222,7 +222,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     work, peak, compiled, skips = 0.0, (0.0, ""), None, []
     pending: tuple[int, Any] | None = None
-    step, mark, counted = start, time.perf_counter(), 0
+    step, mark, counted, tokens = start, time.perf_counter(), 0, tokens_of_row(run.objective, cfg.data.length)
 
     def report() -> None:
       """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
@@ -234,7 +234,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
       values = {name: float(m.value() if isinstance(m, Mean) else m) for name, m in jax.device_get(metrics).items()}
       seconds, mark = time.perf_counter() - mark, time.perf_counter()
       if counted:
-        values["tokens_per_second"] = counted * cfg.batch_size * cfg.data.length / seconds
+        values |= {"tokens_per_second": counted * cfg.batch_size * tokens / seconds} if tokens else {"images_per_second": counted * cfg.batch_size / seconds}
         if peak[0]:
           values["mfu"] = counted * work / seconds / (peak[0] * devices.size)
       counted, last = 0, values
@@ -327,9 +327,9 @@ def _summary(run: Run, config, workdir: str, step: int, last: dict[str, float], 
       "valid": valid_lines[-1] if valid_lines else None,
       "best": best and {"step": best["step"], "valid": best},
       "parameters": size(run.state.params),
-      "tokens": step * run.cfg.batch_size * run.cfg.data.length,
+      "tokens": step * run.cfg.batch_size * tokens_of_row(run.objective, run.cfg.data.length),
       "flops": step * work,
-      "tokens_per_second": last.get("tokens_per_second"),
+      "tokens_per_second": last.get("tokens_per_second"),  # null where rows are images alone
       "mfu": last.get("mfu"),
       "device": {"kind": devices[0].device_kind, "count": int(devices.size)},
       "mesh": meshes.shape(run.mesh),

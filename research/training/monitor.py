@@ -100,7 +100,7 @@ def short(values: Mapping[str, float]) -> str:
   """The few numbers that a person follows, on one line."""
   formats = {
       "loss": "loss {:.4f}", "perplexity": "perplexity {:.2f}", "accuracy": "accuracy {:.3f}", "bits_per_byte": "bits/byte {:.3f}",
-      "gradient_norm": "gradient {:.2f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} tokens/s", "mfu": "mfu {:.1%}",
+      "gradient_norm": "gradient {:.2f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} tokens/s", "images_per_second": "{:,.0f} images/s", "mfu": "mfu {:.1%}",
       "skipped": "skipped {:.0f}",
   }  # fmt: skip
   return "  ".join(text.format(values[name]) for name, text in formats.items() if name in values and (name != "skipped" or values[name]))

@@ -9,29 +9,18 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from research import doctor, evaluate, generate, preview, train
 from research.core import config as configs
-from research.core.errors import command
-from research.parallel import mesh as meshes
 from research.training import loop
 from tests import resume_under_kill as tiny
+from tests.contracts.common import OUTSIDE
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 OVERRIDES = ["steps=6", "checkpoint.every=3", "evaluate.every=3", "log.every=2", "optimizer.schedule.warmup=2", "data.length=16"]
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-  with pytest.MonkeyPatch.context() as patch:
-    made = meshes.make
-    patch.setattr(meshes, "make", lambda cfg, devices=None: made(cfg, devices or jax.devices()[:1]))
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "off")  # so that the commands leave the tests' own setting alone
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")
@@ -48,34 +37,6 @@ def runs(config, tmp_path_factory):
     found[name] = str(tmp_path_factory.mktemp(name))
     loop.train(configs.load(config, [*OVERRIDES, f"objective={name}", f"data.directory={data}"]), found[name], lambda line: None)
   return found
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-  """Runs a command as the command line does: (status, stdout, stderr)."""
-
-  def call(module, *arguments):
-    for name in module.FLAGS:
-      module.FLAGS[name].unparse()
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-      command(module.main)
-    return end.value.code, *capsys.readouterr()
-
-  return call
-
-
-@pytest.fixture
-def fails(run):
-  """Runs a command that must fail with one sentence that holds all parts."""
-
-  def call(module, arguments, *parts, status=2):
-    code, _, err = run(module, *arguments)
-    assert code == status and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700, (code, err)
-    for part in parts:
-      assert part in err, f"'{part}' is not in: {err}"
-
-  return call
 
 
 def damaged(workdir, tmp_path, change):
@@ -268,6 +229,7 @@ def process(module, *arguments):
   return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 def test_train_from_the_command_line(config, tmp_path):
   """Once as a user starts it: nothing on stderr, a table at the end; and a mistake in a config file."""
   workdir = tmp_path / "run"
@@ -280,3 +242,11 @@ def test_train_from_the_command_line(config, tmp_path):
   done = process("research.train", f"--config={wrong}", f"--workdir={tmp_path / 'other'}")
   assert done.returncode == 2 and done.stderr.startswith("error: config file") and done.stderr.count("\n") == 1 and "'peek'" in done.stderr
   assert not (tmp_path / "other").exists()
+
+
+def test_an_objective_from_outside_the_package_is_trained_by_its_name(run, config, tmp_path):
+  flags = [f"--config.{item}" for item in [*OVERRIDES, f"objective={OUTSIDE}", "objective.ahead=3"]]
+  status, _, err = run(train, f"--config={config}", f"--workdir={tmp_path}", *flags)
+  assert status == 0, err
+  assert json.loads((tmp_path / "config.json").read_text())["objective"] == {"name": OUTSIDE, "ahead": 3}
+  assert json.loads((tmp_path / "summary.json").read_text())["step"] == 6

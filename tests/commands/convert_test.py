@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import sys
 
 import flax.linen as nn
 import jax
@@ -12,53 +11,16 @@ import numpy as np
 import pytest
 
 from research import convert, evaluate, generate, hf, train
-from research.core.errors import command
 from research.hf import files, loading
 from research.model import transformer
 from research.model.attention import grouped
 from research.model.ffn import dense
 from research.model.inputs import HeadConfig
-from research.parallel import mesh as meshes
 from research.training.checkpoint import Checkpoints
 
 VOCAB = 300
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-  with pytest.MonkeyPatch.context() as patch:
-    made = meshes.make
-    patch.setattr(meshes, "make", lambda cfg, devices=None: made(cfg, devices or jax.devices()[:1]))
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
-    yield
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-  """Runs a command as the command line does: (status, stdout, stderr)."""
-
-  def call(module, *arguments):
-    for name in module.FLAGS:
-      module.FLAGS[name].unparse()
-    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-      command(module.main)
-    return end.value.code, *capsys.readouterr()
-
-  return call
-
-
-@pytest.fixture
-def fails(run):
-  def call(module, arguments, *parts):
-    code, _, err = run(module, *arguments)
-    assert code == 2 and err.startswith("error: ") and err.count("\n") == 1 and len(err) < 700, (code, err)
-    for part in parts:
-      assert part in err, f"'{part}' is not in: {err}"
-
-  return call
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

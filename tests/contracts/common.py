@@ -15,7 +15,8 @@ from research.model.attention import grouped
 from research.model.inputs import Projection
 
 LENGTH, SIZE = 16, 40
-OBJECTIVES = [name for name in configs.members("objectives") if name != "reading"]  # which trains nothing
+OUTSIDE = "tests.contracts.outside"  # an objective that is not in the package keeps the same contracts
+OBJECTIVES = [*(name for name in configs.members("objectives") if name != "reading"), OUTSIDE]  # reading trains nothing
 VARIANTS = {  # other ways of an objective, which keep the contracts too: objective-variant -> its keys
     "causal_lm-prefix": dict(prefix=True),
     "causal_lm-regularized": dict(z_loss=1e-3, label_smoothing=0.1),
@@ -28,8 +29,8 @@ VARIANTS = {  # other ways of an objective, which keep the contracts too: object
     "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
 }
 MODELS = {"permutation_lm": dict(queries=True), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
-DETERMINISTIC = {"causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "contrastive"}  # `corrupt` draws nothing
-LABELS = {"classification": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
+DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "contrastive"}  # `corrupt` draws nothing
+LABELS = {"classification": "label", "image_classification": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
 IN_BATCH = "a row is told apart from the other rows of its batch"
 ONE_TEXT = "a row is one text, whatever documents it was cut from"
 NO_TOKENS = "its targets are no tokens"
@@ -37,6 +38,8 @@ EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
     ("classification", "packing"): "a label is of the whole row, which therefore holds one document",
     ("classification", "hidden targets"): NO_TOKENS,
     ("tagging", "hidden targets"): NO_TOKENS,
+    ("image_classification", "packing"): "an image is a whole row",
+    ("image_classification", "hidden targets"): NO_TOKENS,
     ("contrastive", "packing"): ONE_TEXT,
     ("contrastive", "evaluation batch"): IN_BATCH,
     ("contrastive", "hidden targets"): NO_TOKENS,
@@ -44,9 +47,11 @@ EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
     ("image_text", "evaluation batch"): IN_BATCH,
     ("image_text", "hidden targets"): NO_TOKENS,
 }
+PIXELS = dict(height=8, width=8, crop=2, flip=True)
 KEYS = {  # small, and with scores of a size that does not magnify the rounding of cosines
     "contrastive": dict(temperature=0.5),
-    "image_text": dict(height=8, width=8, crop=2, flip=True, outputs=8, scale=2.0),
+    "image_text": dict(**PIXELS, outputs=8, scale=2.0),
+    "image_classification": dict(**PIXELS, classes=3),
 }
 SPECIAL = {"pad": 0, "unk": 1, "bos": 2, "eos": 3, "cls": 4, "sep": 5, "mask": 6}
 
@@ -61,7 +66,12 @@ def objective_of(name: str, length: int = LENGTH, **changes):
   """An objective or a variant of it at the keys of the contracts, with `changes`."""
   family = name.partition("-")[0]
   keys = {**KEYS.get(family, {}), **VARIANTS.get(name, {}), **changes}
-  return configs.make(configs.typed(configs.use(f"objectives.{family}", **keys)), vocab(), length)
+  return configs.make(configs.typed(configs.use(component(family), **keys)), vocab(), length)
+
+
+def component(name: str) -> str:
+  """How a config names the objective."""
+  return name if "." in name else f"objectives.{name}"
 
 
 def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
@@ -71,7 +81,9 @@ def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
   stack = transformer.Config(**{**keys, **MODELS.get(name.partition("-")[0], {}), **model_keys})
   if "images" in objective.element_spec:
     text = dataclasses.replace(stack, layers=1)
-    stack = towers.Config({"text": text, "image": dataclasses.replace(text, patches=patches.Config(height=8, width=8, patch=4))})
+    cut = patches.Config(height=8, width=8, patch=4)
+    both = towers.Config({"text": text, "image": dataclasses.replace(text, patches=cut)})
+    stack = both if "tokens" in objective.element_spec else dataclasses.replace(stack, patches=cut)
   model = configs.make(stack, SIZE, objective.heads, length)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   return objective, model, params, transformer.bind(model)

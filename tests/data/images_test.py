@@ -70,7 +70,7 @@ def contents(prepared, cfg):
   """caption -> (image, class), over both splits."""
   found = {}
   for split in ("train", "valid"):
-    rows = images.Rows(prepared, cfg, split, spec())
+    rows = images.Rows(prepared.splits[split], prepared.tokenizer.pad, cfg, spec())
     for i in range(len(rows)):
       row = rows[i]
       text = prepared.tokenizer.decode(row["tokens"][row["segments"] > 0])

@@ -359,5 +359,5 @@ def test_what_trains_each_class():
   objective = lambda family, architecture, **more: describe(TINY[family] | dict(architectures=[architecture]) | more, "")[1].objective
   assert objective("bert", "BertForMaskedLM") == objective("roberta", "RobertaForMaskedLM") == "objectives.masked_lm"
   assert objective("electra", "ElectraForMaskedLM") == objective("distilbert", "DistilBertForMaskedLM") == "objectives.masked_lm"
-  assert objective("bert", "BertForMaskedLM", hidden_act="relu") is None and objective("roberta", "RobertaForMaskedLM", hidden_act="relu") == "objectives.masked_lm"
-  assert objective("bert", "BertForPreTraining") is None and objective("electra", "ElectraForPreTraining") is None
+  assert objective("bert", "BertForMaskedLM", hidden_act="relu") == objective("roberta", "RobertaForMaskedLM", hidden_act="relu") == "objectives.masked_lm"
+  assert objective("bert", "BertForPreTraining") == "objectives.next_sentence" and objective("electra", "ElectraForPreTraining") is None

@@ -37,7 +37,7 @@ class Rows(NamedTuple):
 def parameters(model: nn.Module, seed: int = 0) -> Any:
   """Drawn parameters that hide nothing: no zero bias, no unit scale. Much sooner there than those that an initialisation compiles."""
   rng, wanted = np.random.default_rng(seed), nn.unbox(jax.eval_shape(lambda: transformer.init(model, jax.random.key(0))))
-  draw = lambda name, leaf: rng.normal(name.endswith("scale"), 0.2 if leaf.ndim == 1 else 0.6 / leaf.shape[-1] ** 0.5, leaf.shape).astype(leaf.dtype)
+  draw = lambda name, leaf: rng.normal(name.endswith("scale"), 0.2 if leaf.ndim < 2 else 0.6 / leaf.shape[-1] ** 0.5, leaf.shape).astype(leaf.dtype)
   return map_named(draw, wanted)
 
 

@@ -21,17 +21,11 @@ from research.model.ffn import dense
 from research.model.inputs import HeadConfig
 from research.model.position import bias, learned
 from research.objectives.base import Example
-from research.parallel import mesh as meshes
 from research.training.restore import restore
 from tests.hf import encoders
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh")]
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-  made = meshes.make
-  monkeypatch.setattr(meshes, "make", lambda cfg, devices=None: made(cfg, devices or jax.devices()[:1]))
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def write_bert(folder, head, labels):

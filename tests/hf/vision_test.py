@@ -90,7 +90,7 @@ def drawn_texts(count=3, length=11, end=40, seed=0) -> tuple[np.ndarray, np.ndar
 def of_vit(pair, model, images):
   """What transformers' class gives: classes, or hidden states and their pooled first."""
   out = model(pixel_values=pixels(images))
-  return out.logits if "classes" in pair.loaded.described.heads else out.pooler_output
+  return out.logits if "class" in pair.loaded.described.heads else out.pooler_output
 
 
 def test_vit_scores_and_gradients(vit):
@@ -234,7 +234,7 @@ CLIP = dict(
 
 def test_published_configs():
   _, vit = describe(VIT, "config.json")
-  assert vit.cfg.patches.patch == 16 and vit.length == 197 and vit.heads["classes"].outputs == 10
+  assert vit.cfg.patches.patch == 16 and vit.length == 197 and vit.heads["class"].outputs == 10
   _, clip = describe(CLIP, "config.json")
   assert clip.vocab_size == 49408 and clip.length == 77 and clip.cfg.towers["image"].position.length == 50
   assert clip.heads["scale"].initial == pytest.approx(1 / 0.07, rel=1e-4) and clip.cfg.towers["text"].ffn.activation == "gelu_quick"
@@ -294,7 +294,7 @@ def test_golden(name, tmp_path):
   loaded = loading.load_model(folder)
   apply = common.Pair(None, None, loaded, folder).apply
   if name == "vit":
-    scores = common.quick(lambda params: apply(params, seen(arrays["images"]), read={"classes": None}).heads["classes"])(loaded.params)
+    scores = common.quick(lambda params: apply(params, seen(arrays["images"]), read={"class": None}).heads["class"])(loaded.params)
     close(scores[:, 0], arrays["classes"])
   else:
     ours = common.quick(lambda params: embedded(apply, params, arrays["texts"], arrays["mask"], arrays["images"]))(loaded.params)

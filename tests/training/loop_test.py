@@ -26,7 +26,7 @@ from research.training import loop
 from research.training.checkpoint import Checkpoints
 from research.training.restore import restore
 from tests import resume_under_kill as interruptions
-from tests.contracts.common import OBJECTIVES, objective_of
+from tests.contracts.common import OBJECTIVES, component, objective_of
 
 TEXT = [name for name in OBJECTIVES if set(objective_of(name).element_spec) <= {"tokens", "segments"}]  # what data.text delivers rows for
 APART = [name for name in TEXT if not objective_of(name).whole_batch]  # whose loss is a sum over rows
@@ -75,7 +75,7 @@ def tiny(data, objective="causal_lm", *overrides):
       directory=data,
     ),
     model=use("model.transformer", layers=2, width=16, attention=use("model.attention.grouped", heads=2), dropout=0.1, queries=objective == "permutation_lm"),
-    objective=use(f"objectives.{objective}"),
+    objective=use(component(objective)),
     optimizer=use("optim.optimizer", schedule=use("optim.schedule", peak=1e-2, warmup=2)),
     checkpoint=use("training.checkpoint", every=4),
     evaluate=use("training.evaluation", every=6, batch_size=16),
@@ -220,13 +220,15 @@ def test_data_that_changed_is_refused(tmp_path):
   assert "\n" not in str(info.value)
 
 
+@pytest.mark.long
 def test_killed_runs_end_where_an_undisturbed_one_ends(tmp_path):
   """`python -m tests.resume_under_kill` does it twenty times; here SIGKILL in the middle of a save and SIGTERM at work."""
   config = interruptions.write_config(str(tmp_path))
   reference, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
-  interruptions.finish(interruptions.start(config, reference))
-  assert interruptions.kill(config, broken, "mid-save", random.Random(0), 60) is not None
-  process = interruptions.start(config, broken)
+  few = "--config.steps=300"
+  interruptions.finish(interruptions.start(config, reference, few))
+  assert interruptions.kill(config, broken, "mid-save", random.Random(0), 60, few) is not None
+  process = interruptions.start(config, broken, few)
   for line in process.stdout:
     if line.startswith("step"):
       process.send_signal(signal.SIGTERM)
@@ -234,7 +236,7 @@ def test_killed_runs_end_where_an_undisturbed_one_ends(tmp_path):
   output, _ = process.communicate(timeout=120)
   assert process.returncode == 143 and "stopped by SIGTERM at step" in output and "the same command goes on" in output
   assert "Traceback" not in output
-  interruptions.finish(interruptions.start(config, broken))
+  interruptions.finish(interruptions.start(config, broken, few))
   assert interruptions.same_arrays(reference, broken) == []
   assert interruptions.lines(broken) == interruptions.lines(reference)
 
