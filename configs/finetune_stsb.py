@@ -12,15 +12,15 @@ from research.core.config import use
 
 
 def get_config(encoder: str = ""):
-  config = finetune_sst2.get_config(encoder)
-  config.steps = 720  # four epochs
+  config = finetune_sst2.sentences(encoder)
+  config.steps = 540  # three epochs
   config.data.train = ("$RESEARCH_DATA/stsb/stsb-en-train.csv.gz",)
   config.data.valid = ("$RESEARCH_DATA/stsb/stsb-en-dev.csv.gz",)
   config.data.fields = {"first": 0, "second": 1, "score": 2}
-  config.data.length = 96
+  config.data.length = 64
   config.objective = use("objectives.classification", classes=1)
   config.optimizer.schedule.peak = 1e-4
-  config.optimizer.schedule.warmup = 72
+  config.optimizer.schedule.warmup = 54
   config.evaluate.every = 180
-  config.checkpoint.every = 720
+  config.checkpoint.every = 540
   return config

@@ -12,15 +12,15 @@ from research.core.config import use
 
 
 def get_config(encoder: str = ""):
-  config = finetune_sst2.get_config(encoder)
-  config.steps = 640  # six epochs
+  config = finetune_sst2.sentences(encoder)
+  config.steps = 530  # five epochs
   config.data.train = ("$RESEARCH_DATA/ner_wnut17/wnut17train.conll.gz",)
   config.data.valid = ("$RESEARCH_DATA/ner_wnut17/emerging.dev.conll.gz",)
   config.data.fields = {"words": 0, "tags": 1}
-  config.data.length = 96
+  config.data.length = 64
   config.objective = use("objectives.tagging", classes=13)
   config.optimizer.schedule.peak = 2e-4
-  config.optimizer.schedule.warmup = 64
-  config.evaluate.every = 160
-  config.checkpoint.every = 640
+  config.optimizer.schedule.warmup = 53
+  config.evaluate.every = 106
+  config.checkpoint.every = 530
   return config

@@ -10,8 +10,9 @@
               folder or a .tar.gz of such files)
   classification  accuracy, F1 and Matthews' correlation of classes; Pearson's and Spearman's correlation of numbers; all × 100
   tagging     precision, recall and F1 × 100 of entities, and with IOB2 alone (strict)
+  retrieval   recall@1, 5 and 10 in percent: of all captions the image's own, and the reverse; of all texts the anchor's positive
 
-The last two score the validation split or --data, a file of records like the run's own (config keys data.format and data.fields).
+The last three score the validation split or --data, a file of records like the run's own (config keys data.format and data.fields).
 Prints a table and adds the scores to evaluations.json in the workdir.
 """
 
@@ -33,12 +34,13 @@ from research.core.flags import parse
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
-flags.DEFINE_list("evals", None, "what to score: loss, likelihood, similarity, minimal_pairs, classification, tagging (default: what fits the objective)", flag_values=FLAGS)
+flags.DEFINE_list("evals", None, "what to score, of the list above (default: what fits the objective)", flag_values=FLAGS)
 flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or the pairs of similarity or minimal_pairs", flag_values=FLAGS)
+flags.DEFINE_integer("pairs", None, "minimal_pairs: of each paradigm the first so many (default: all)", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "which checkpoint (default: the latest)", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "rows at a time; the scores do not depend on it", flag_values=FLAGS)
 
-EVALS = ("loss", "likelihood", "similarity", "minimal_pairs", "classification", "tagging")
+EVALS = ("loss", "likelihood", "similarity", "minimal_pairs", "classification", "tagging", "retrieval")
 OWN_DATA = {  # what the evaluations read that score a file of their own
     "similarity": "a .csv or .tsv file (also .gz) with two texts and a score on each line",
     "minimal_pairs": "a .jsonl file (also .gz) with sentence_good and sentence_bad on each line, a folder of such files or a .tar.gz",
@@ -59,7 +61,9 @@ def main(arguments: list[str]) -> None:
     if name in OWN_DATA and (not FLAGS.data or len(FLAGS.evals) > 1):
       raise UserError(f"--evals={name} is scored alone, with --data=FILE: {OWN_DATA[name]}.")
   startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
-  scores = evaluate(FLAGS.workdir, FLAGS.evals, FLAGS.data, FLAGS.step, FLAGS.batch_size)
+  if FLAGS.pairs is not None and FLAGS.pairs < 1:
+    raise UserError(f"--pairs={FLAGS.pairs}: take at least one pair of each paradigm.")
+  scores = evaluate(FLAGS.workdir, FLAGS.evals, FLAGS.data, FLAGS.step, FLAGS.batch_size, FLAGS.pairs)
   wide = max(18, *(len(score) + 2 for entry in scores.values() for score in entry["scores"]))
   print(f"{'evaluation':<16}{'score':<{wide}}{'value':>10}  95 % interval")
   for name, entry in scores.items():
@@ -71,17 +75,19 @@ def main(arguments: list[str]) -> None:
   print(f"added to {os.path.join(FLAGS.workdir, 'evaluations.json')}")
 
 
-def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int | None, batch_size: int) -> dict[str, Any]:
+def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int | None, batch_size: int, most: int | None = None) -> dict[str, Any]:
   """Runs the evaluations and records them; returns name -> {'scores': {score: {'value', …}}, 'settings': …}."""
   import jax
 
   from research.core import config as configs
-  from research.evals import classification, likelihood, loss, minimal_pairs, similarity, tagging
+  from research.evals import classification, likelihood, loss, minimal_pairs, retrieval, similarity, tagging
   from research.parallel import mesh as meshes
   from research.training.restore import restore
 
   reader = {("similarity",): similarity, ("minimal_pairs",): minimal_pairs}.get(tuple(evals or ()))
   pairs = None if reader is None else reader.read_pairs(data)
+  if reader is minimal_pairs and most is not None:
+    pairs = minimal_pairs.first(pairs, most)
   run = restore(workdir, step)
   evals = evals or [_fitting(run.objective)]
   component, spec = configs.module(run.cfg.data), run.objective.element_spec
@@ -112,6 +118,8 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
       scores = classification.make(classification.Config(batch_size), run.objective)(run.apply, run.params, rows)
     elif name == "tagging":
       scores = tagging.make(tagging.Config(batch_size), run.objective, labels or getattr(run.cfg.data, "labels", ()))(run.apply, run.params, rows)
+    elif name == "retrieval":
+      scores, more = retrieval.make(retrieval.Config(batch_size), run.objective)(run.apply, run.params, rows)
     else:
       mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
       values = loss.run(jax.jit(loss.make_step(run.apply, run.objective)), run.params, run.objective, rows, batch_size, mesh,
@@ -130,6 +138,8 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
 
 def _fitting(objective) -> str:
   """The evaluation that fits an objective best."""
+  if objective.partners:
+    return "retrieval"
   if objective.predict is not None:
     return "tagging" if "tags" in objective.element_spec else "classification"
   return "likelihood" if objective.logprob is not None and not objective.pseudo else "loss"

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import gzip
-import io
 import json
 import os
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -154,16 +151,12 @@ def read_groups(paths: Sequence[str], fields: Sequence[str] = ()) -> list[list[s
 
 
 def _lines(path: str) -> list[str]:
-  full = os.path.expanduser(path.replace(f"${files.DATA}", files.data_root()))
+  full = files.resolved(path)
   if not os.path.isfile(full):
     raise UserError(f"data: there is no file '{path}'.")
-  try:
-    with io.TextIOWrapper(gzip.open(full) if full.endswith(".gz") else open(full, "rb"), encoding="utf-8-sig", newline="\n") as file:
-      return [line.rstrip("\r\n") for line in file]
-  except UnicodeDecodeError as error:
-    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason}): convert it.") from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(f"data: '{path}' is no whole compressed file ({error}): copy or download it again.") from error
+  with files.opened(full) as file:
+    lines = [line.removesuffix("\r") for line in file.read().split("\n")]
+  return lines if lines[-1] else lines[:-1]
 
 
 def _table(path: str, fields: Sequence[str]) -> list[list[str]]:

@@ -211,7 +211,7 @@ class Rows:
 
 
 def _full(path: str) -> str:
-  full = os.path.expanduser(path.replace(f"${files.DATA}", files.data_root()))
+  full = files.resolved(path)
   if not os.path.exists(full):
     raise UserError(f"data: there is no file or folder '{path}'.")
   return full
@@ -246,13 +246,10 @@ def records(path: str, cfg: Config) -> Iterator[Record]:
     read = lambda name: open(os.path.join(path, name), "rb").read()  # noqa: SIM115
     yield from _named(path, names, read, cfg)
   elif path.endswith(ARCHIVES):
-    try:
-      with tarfile.open(path) as archive:
-        members = {member.name: member for member in archive.getmembers() if member.isfile()}
-        # In the order of the archive: a packed one cannot be read backwards.
-        yield from _named(path, list(members), lambda name: archive.extractfile(members[name]).read(), cfg)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-      raise UserError(f"data: '{path}' is no whole archive ({error}): copy or download it again.") from error
+    with files.intact(path), tarfile.open(path) as archive:
+      members = {member.name: member for member in archive.getmembers() if member.isfile()}
+      # In the order of the archive: a packed one cannot be read backwards.
+      yield from _named(path, list(members), lambda name: archive.extractfile(members[name]).read(), cfg)
   else:
     raise UserError(f"data: '{path}' is no folder of images, no {', '.join(ARCHIVES)} and no IDX file (its name holds 'idx3').")
 

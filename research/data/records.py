@@ -53,6 +53,7 @@ class Config:
   format: Literal["auto", "tsv", "csv", "jsonl", "conll", "parallel"] = "auto"  # auto: by the files' endings
   header: bool = False  # the first line of a .tsv or .csv file names its columns; always so where `fields` names columns
   fields: Mapping[str, int | str] = dataclasses.field(default_factory=lambda: {"first": 0, "label": 1})  # field -> number of its column, from 0; its name; a key
+  valid_fields: Mapping[str, int | str] = dataclasses.field(default_factory=dict)  # those of validation files and of files to score; empty: as fields
   labels: tuple[str, ...] = ()  # classes or tags in the order of their numbers; empty: those of the training split, sorted
   tokenizer: Component = tokenizer.Config()
   length: int = 128  # tokens of a row
@@ -62,9 +63,11 @@ class Config:
   def __post_init__(self):
     if self.length < 4:
       raise ValueError(f"length must be at least 4; got {self.length}")
-    for role in self.fields:
+    for role in (*self.fields, *self.valid_fields):
       if role not in ROLES:
         raise ValueError(f"fields has no '{role}'.{nearest(role, ROLES)}")
+    if self.valid_fields and self.valid_fields.keys() != self.fields.keys():
+      raise ValueError(f"valid_fields names {', '.join(self.valid_fields)}, but fields {', '.join(self.fields)}: give each its place")
     if len(set(self.labels)) < len(self.labels):
       raise ValueError(f"labels names one twice: {', '.join(self.labels)}")
 
@@ -86,9 +89,9 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
   for split in ("train", "valid"):
     if not getattr(cfg, split):
       raise UserError(f"data.{split} is empty: name the file of labelled records with --config.data.{split}=FILE (or score a file with evaluate --data=FILE).")
-  splits = {split: read(getattr(cfg, split), cfg) for split in ("train", "valid")}
+  splits = {"train": read(cfg.train, cfg), "valid": read(cfg.valid, _held_out(cfg))}
   prints = {split: _fingerprint(getattr(cfg, split)) for split in splits}
-  shape = (cfg.format, cfg.header, sorted(cfg.fields.items()))
+  shape = (cfg.format, cfg.header, sorted(cfg.fields.items()), sorted(cfg.valid_fields.items()))
   if cfg.tokenizer.path:
     tokens = tokenizer.load(cfg.tokenizer.path)
   else:
@@ -101,6 +104,11 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
   labels = cfg.labels or _labels(splits["train"])
   say(" · ".join(f"{split} {len(found):,} records" for split, found in splits.items()) + (f" · classes {', '.join(labels)}" if 0 < len(labels) <= 20 else ""))
   return Prepared(tokens, tokens.vocab, _digest(prints, shape, tokens.digest, labels, cfg.length, cfg.seed), labels, splits)
+
+
+def _held_out(cfg: Config) -> Config:
+  """How validation files, and files to score, are read."""
+  return dataclasses.replace(cfg, fields=cfg.valid_fields or cfg.fields, valid_fields={})
 
 
 def _labels(records: Sequence[Record]) -> tuple[str, ...]:
@@ -317,7 +325,7 @@ def file_rows(tokens: tokenizer.Tokenizer, cfg: Config, path: str, element_spec:
   Args:
     labels: the names of the classes that the model was trained on.
   """
-  return encode(read((path,), cfg), tokens, cfg.length, labels or cfg.labels, element_spec)
+  return encode(read((path,), _held_out(cfg)), tokens, cfg.length, labels or cfg.labels, element_spec)
 
 
 def _rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field], split: str) -> Rows:

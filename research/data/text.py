@@ -22,7 +22,7 @@ import numpy as np
 from research.core.config import Component, component_name, make
 from research.core.errors import UserError
 from research.core.types import Field, Vocab
-from research.data import dataset, stream, tokenizer
+from research.data import dataset, duplicates, stream, tokenizer
 from research.data.packing import Chunks, Packed, whole_chunks
 from research.data.sources import files
 from research.data.unigram import unigram
@@ -67,7 +67,7 @@ class Datasets(NamedTuple):
 
   tokenizer: tokenizer.Tokenizer
   splits: Mapping[str, Mapping[str, dataset.TokenSplit]]  # source -> split -> tokens
-  summary: Mapping[str, Any]  # source -> split -> documents, tokens, bytes
+  summary: Mapping[str, Any]  # source -> split -> documents, tokens, bytes; of the training split the share of duplicate lines too
   identity: list[tuple[str, str]]  # source and the hash of its tokens
 
 
@@ -109,11 +109,18 @@ def datasets(cfg: Any, directory: str, say: Callable[[str], None], encode: Calla
     where = os.path.join(folder, f"tokens-{key}")
     if not os.path.isfile(os.path.join(where, "dataset_info.json")):
       say(f"writing the token dataset of '{name}' to {where}")
-      dataset.write(where, {split: encode(_some(source, name, split), tokens) for split in dataset.SPLITS}, tokens.vocab)
+      lines = duplicates.Lines()
+      watched = {"train": lines.watched(_some(source, name, "train")), "valid": _some(source, name, "valid")}
+      dataset.write(where, {split: encode(watched[split], tokens) for split in dataset.SPLITS}, tokens.vocab)
+      lines.save(where)
     splits[name] = {split: dataset.TokenSplit(where, split) for split in dataset.SPLITS}
     summary[name] = {
         split: {"documents": len(found.document_ends), "tokens": found.tokens, "bytes": found.bytes} for split, found in splits[name].items()
     }
+    share = summary[name]["train"]["duplicate_lines"] = duplicates.saved(where)
+    if share is not None and share > duplicates.MANY:
+      say(f"alarm: {share:.0%} of the training lines of '{name}' have occurred before (lines of {duplicates.WORDS} words and more): what is learned by heart "
+          "is no language; remove duplicates.")  # fmt: skip
   return Datasets(tokens, splits, summary, identity)
 
 

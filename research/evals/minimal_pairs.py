@@ -14,10 +14,9 @@ import functools
 import gzip
 import io
 import json
-import math
 import os
 import tarfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,10 +28,9 @@ from research.core.types import Array, PyTree
 from research.data import pairs
 from research.data.sources import files
 from research.data.tokenizer import Tokenizer
-from research.evals import bootstrap
+from research.evals import bootstrap, by_length
 from research.objectives.base import Objective
 
-SHORTEST = 16  # places of the shortest rows
 ENDINGS = (".jsonl", ".jsonl.gz")
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
@@ -102,25 +100,14 @@ def surroundings(tokenizer: Tokenizer, data: Any) -> tuple[list[int], list[int]]
 
 
 def _logprobs(build, apply, params: PyTree, rows: Sequence[np.ndarray], batch_size: int, length: int, pad: int) -> list[float]:
-  """The log-probability of each row of ids, in nats.
+  """The log-probability of each row of ids, in nats."""
 
-  Rows are as long as the next power of two, so that few shapes are compiled; the length of a row does not depend on its neighbours.
-  """
-  found = [0.0] * len(rows)
-  sizes = [min(length, max(SHORTEST, 1 << math.ceil(math.log2(max(1, len(row)))))) for row in rows]
-  for size in sorted(set(sizes)):
+  def compute(size: int) -> tuple[by_length.Compute, int]:
     objective = build(size)
-    width = objective.element_spec["tokens"].shape[0]  # one more than the model reads, where the next token is predicted
     score = jax.jit(functools.partial(_score, objective, apply))
-    members = [i for i, other in enumerate(sizes) if other == size]
-    for start in range(0, len(members), batch_size):
-      batch = members[start : start + batch_size]
-      tokens, segments = np.full((batch_size, width), pad, np.int32), np.zeros((batch_size, width), np.int32)
-      for place, i in enumerate(batch):
-        tokens[place, : len(rows[i])], segments[place, : len(rows[i])] = rows[i], 1
-      for i, value in zip(batch, np.asarray(jax.device_get(score(params, tokens, segments)), np.float64)):
-        found[i] = float(value)
-  return found
+    return functools.partial(score, params), objective.element_spec["tokens"].shape[0]  # one more than the model reads, where the next token is predicted
+
+  return [float(value) for value in by_length.each(rows, compute, batch_size, length, pad)]
 
 
 def _score(objective: Objective, apply, params: PyTree, tokens: Array, segments: Array) -> Array:
@@ -150,19 +137,25 @@ def read_pairs(path: str) -> list[Pair]:
   Raises:
     UserError: no such file, a damaged one, or a line that is no pair.
   """
-  full = os.path.expanduser(path.replace(f"${files.DATA}", files.data_root()))
   found = []
-  try:
-    for name, lines in _files(full):
+  with files.intact(path):
+    for name, lines in _files(files.resolved(path)):
       stem = os.path.basename(name).removesuffix(".gz").removesuffix(".jsonl")
       found += [_pair(line, stem, f"{name}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-  except UnicodeDecodeError as error:
-    raise UserError(f"--data={path} is not UTF-8 text ({error.reason}): convert it.") from error
-  except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error) as error:
-    raise UserError(f"--data={path} is no whole compressed file ({error}): copy or download it again.") from error
   if not found:
     raise UserError(f"--data={path} holds no minimal pair: name a .jsonl file (also .gz), a folder of them, or a .tar.gz.")
   return found
+
+
+def first(pairs: Sequence[Pair], most: int) -> list[Pair]:
+  """Of each paradigm the first `most` pairs."""
+  seen: Counter[str] = Counter()
+  kept = []
+  for pair in pairs:
+    seen[pair.paradigm] += 1
+    if seen[pair.paradigm] <= most:
+      kept.append(pair)
+  return kept
 
 
 def _files(path: str) -> Iterator[tuple[str, Iterator[str]]]:

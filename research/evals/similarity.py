@@ -9,11 +9,8 @@ from __future__ import annotations
 import csv
 import dataclasses
 import functools
-import gzip
-import io
 import math
 import os
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -26,12 +23,11 @@ from research.core.errors import UserError
 from research.core.types import Array, PyTree
 from research.data.sources import files
 from research.data.tokenizer import Tokenizer
-from research.evals import bootstrap
+from research.evals import bootstrap, by_length
 from research.model import transformer
 from research.model.inputs import EMBEDDING, HeadConfig, Inputs, positions_within
 
 MEAN = HeadConfig(kind="vector", pool="mean", normalize=True)  # for a model that was not trained for one; it has no parameters
-SHORTEST = 16  # places of the shortest rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +64,8 @@ def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, leng
   def evaluate(params: PyTree, pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     texts = sorted({text for pair in pairs for text in (pair.first, pair.second)})
     rows, cut = encode(tokenizer, texts, length)
-    vectors = dict(zip(texts, _vectors(functools.partial(embed, params), rows, cfg.batch_size, length, tokenizer.pad)))
+    compute = lambda size: (functools.partial(embed, params), size)
+    vectors = dict(zip(texts, by_length.each(rows, compute, cfg.batch_size, length, tokenizer.pad)))
     scores = summarize(cosines(vectors, pairs), np.array([pair.score for pair in pairs]), cfg.resamples)
     settings = {"embedding": f"head '{EMBEDDING}'" if own else "mean of the last hidden states", "longest": length, "cut": cut}
     return scores, settings
@@ -95,25 +92,6 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[lis
     if not len(row):
       raise UserError(f"the text {text[:60]!r} has no token in this vocabulary: leave out its pairs.")
   return rows, sum(len(text) > room for text in ids)
-
-
-def _vectors(embed, rows: Sequence[np.ndarray], batch_size: int, length: int, pad: int) -> list[np.ndarray]:
-  """The vector [D] of each row of ids, float64.
-
-  Rows are as long as the next power of two, so that few shapes are compiled; the length of a row does not depend on its neighbours.
-  """
-  found: list[Any] = [None] * len(rows)
-  sizes = [min(length, max(SHORTEST, 1 << math.ceil(math.log2(len(row))))) for row in rows]
-  for size in sorted(set(sizes)):
-    members = [i for i, other in enumerate(sizes) if other == size]
-    for start in range(0, len(members), batch_size):
-      batch = members[start : start + batch_size]
-      tokens, segments = np.full((batch_size, size), pad, np.int32), np.zeros((batch_size, size), np.int32)
-      for place, i in enumerate(batch):
-        tokens[place, : len(rows[i])], segments[place, : len(rows[i])] = rows[i], 1
-      for i, vector in zip(batch, np.asarray(jax.device_get(embed(tokens, segments)), np.float64)):
-        found[i] = vector
-  return found
 
 
 def cosines(vectors: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> np.ndarray:
@@ -154,7 +132,7 @@ def read_pairs(path: str) -> list[Pair]:
   Raises:
     UserError: no such file, not UTF-8, cut off, or a line that is not two texts and a number.
   """
-  full = os.path.expanduser(path.replace(f"${files.DATA}", files.data_root()))
+  full = files.resolved(path)
   ending = os.path.splitext(full.removesuffix(".gz"))[1].lower()
   if ending not in (".csv", ".tsv"):
     raise UserError(f"--data={path}: pairs are read from .csv or .tsv files (also .gz), with two texts and a score on each line.")
@@ -162,16 +140,12 @@ def read_pairs(path: str) -> list[Pair]:
     raise UserError(f"--data={path}: there is no such file.")
   pairs = []
   try:
-    with io.TextIOWrapper(gzip.open(full) if full.endswith(".gz") else open(full, "rb"), encoding="utf-8-sig", newline="") as file:
+    with files.opened(full) as file:
       quoting = {"strict": True} if ending == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
       reader = csv.reader(file, **quoting)
       for fields in reader:
         if fields:
           pairs.append(_pair(fields, f"{path}, line {reader.line_num}"))
-  except UnicodeDecodeError as error:
-    raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it.") from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(f"{path} is no whole compressed file ({error}): copy or download it again.") from error
   except csv.Error as error:
     raise UserError(f"{path}, line {reader.line_num}: {error}; mend its quotes.") from error
   if len(pairs) < 2:

@@ -46,6 +46,7 @@ class Objective(NamedTuple):
   causal: bool = False  # it trains left-to-right prediction, so its model can generate
   whole_batch: bool = False  # a row's loss depends on the other rows (in-batch negatives)
   classes: int | None = None  # classes of its labels or tags, which the data must have; None: it has none
+  partners: bool = False  # predict gives two vectors of each row, which belong together
   start: int | None = None  # the token that the decoder of an encoder–decoder reads first
 
 
@@ -101,11 +102,12 @@ def token_metrics(nll: Array, correct: Array, targets: Array, weights: Array, by
   }
 
 
-def row_metrics(weights: Array, segments: Array) -> dict[str, Mean]:
-  """Targets of a row, and the share of it that is padding; of the rows that have a target. weights [B, P], segments [B, L]."""
-  rows = jnp.any(weights > 0, axis=-1).astype(jnp.float32)
-  padding = jnp.sum(segments == 0, axis=-1) / segments.shape[-1]
-  return {"targets_per_row": Mean(jnp.sum(weights), jnp.sum(rows)), "padding": Mean.of(padding, rows)}
+def batch_metrics(example: Example, denominators: Mapping[str, Array]) -> dict[str, Array]:
+  """What a person should know of a batch: its targets, in all, and the share of the places of text that is padding."""
+  metrics = {"targets": sum(denominators.values())}
+  if example.inputs.segments is not None:
+    metrics["padding"] = jnp.mean(example.inputs.segments == 0, dtype=jnp.float32)
+  return metrics
 
 
 def class_loss(scores: Array, targets: Array, weights: Array) -> tuple[Array, Array, Array]:

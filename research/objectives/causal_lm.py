@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from research.core.types import Field, Vocab
 from research.model.inputs import Inputs, positions_within
 from research.objectives import next_token
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, row_metrics
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +51,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     return example._replace(inputs=inputs, weights={"lm": example.weights["lm"] * (place >= prefix - 1)})
 
   def loss(apply, params, example, key, train):
-    terms, metrics = cfg.loss(apply, params, example, key, train, byte_length)
-    return terms, {**metrics, **(row_metrics(example.weights["lm"], example.inputs.segments) if cfg.prefix else {})}
+    return cfg.loss(apply, params, example, key, train, byte_length)
 
   def logprob(apply, params, rows, key):
     """Of all tokens of a document but its first; for a prefix LM that token is the prefix, so the factors are those of a causal model."""

@@ -53,11 +53,15 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     pair = jnp.all(jnp.any(segments[:2] > 0, axis=1))  # rows without one of the two are padding
     return Example(inputs, {}, {"contrastive": pair.astype(jnp.float32)}, {})
 
+  def vectors_of(apply, params, example, key=None, train=False):
+    """[B, views, D]."""
+    each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), example.inputs)
+    found = apply(params, each, read={EMBEDDING: None}, key=key, train=train).heads[EMBEDDING]
+    return found.reshape(-1, views, found.shape[-1])
+
   def loss(apply, params, example, key, train):
     inputs, weights = example.inputs, example.weights["contrastive"]
-    rows = weights.shape[0]
-    each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), inputs)
-    vectors = apply(params, each, read={EMBEDDING: None}, key=key, train=train).heads[EMBEDDING][:, 0].reshape(rows, views, -1)
+    rows, vectors = weights.shape[0], vectors_of(apply, params, example, key, train)
     present = (weights > 0)[:, None] & jnp.any(inputs.segments > 0, axis=2)
     anchors, others = vectors[:, 0], vectors[:, 1:].reshape(rows * (views - 1), -1)
     own, scale = jnp.arange(rows), 1 / cfg.temperature
@@ -70,6 +74,10 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     }
     return {"contrastive": Mean.of(nll, weights)}, metrics
 
+  def predict(apply, params, example):
+    found = vectors_of(apply, params, example)
+    return {"anchor": found[:, 0], "positive": found[:, 1]}
+
   meaning = "the text" if cfg.texts == 1 else "the texts: an anchor, its positive, then hard negatives"
   return Objective(
       element_spec={"tokens": Field(shape, "int32", axes, meaning), "segments": Field(shape, "int32", axes, SEGMENTS_MEANING)},
@@ -77,5 +85,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
       corrupt=corrupt,
       loss=loss,
       factors={"contrastive": 1.0},
+      predict=predict if cfg.texts > 1 else None,
+      partners=cfg.texts > 1,
       whole_batch=True,
   )

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.core.types import Array
 from research.model.inputs import Projection
 from research.model.layers import constrain
 
 CHUNK = 1 << 22  # logits of one row that are alive at a time (16 MiB a row in float32); fewer chunks add to the gradient of the kernel less often
+PIECE = 1 << 15  # entries of the vocabulary that a CPU multiplies at a time: products over 25,000 of them run faster than over 50,000
 
 
 class TokenLoss(NamedTuple):
@@ -29,7 +31,8 @@ class TokenLoss(NamedTuple):
 class Form(NamedTuple):
   """What is static of a loss."""
 
-  chunks: int
+  chunks: int  # of the places
+  pieces: int  # of the vocabulary
   z_loss: float
   label_smoothing: float
 
@@ -49,20 +52,33 @@ def token_loss(scores: Projection, targets: Array, weights: Array, z_loss: float
   """
   B, P, D = scores.hidden.shape
   V = scores.kernel.shape[0]
-  chunks = _chunks(P, V)
+  pieces = _pieces(V)
+  chunks = _chunks(P, V, CHUNK if pieces == 1 else 2 * CHUNK)  # in pieces, fewer and larger chunks are faster
   wide = jnp.promote_types(jnp.float32, scores.hidden.dtype)
   # The kernel is gathered along its sharded width once, not once a chunk.
   kernel = constrain(scores.kernel.astype(scores.hidden.dtype), "vocab", None)
   bias = None if scores.bias is None else scores.bias.astype(wide)
-  form = Form(chunks, z_loss, label_smoothing)
+  form = Form(chunks, pieces, z_loss, label_smoothing)
   total, nll, correct = _fused(scores.hidden, kernel, bias, targets, weights.astype(wide), form)
   return TokenLoss(total, nll, correct)
 
 
-def _chunks(places: int, vocab: int) -> int:
-  """The smallest number of equal chunks of `places` whose logits stay within CHUNK a row."""
-  least = max(1, -(-places * vocab // CHUNK))
+def _chunks(places: int, vocab: int, limit: int) -> int:
+  """The smallest number of equal chunks of `places` whose logits stay within `limit` a row."""
+  least = max(1, -(-places * vocab // limit))
   return next((n for n in range(least, places) if places % n == 0), places)
+
+
+def _pieces(vocab: int) -> int:
+  """Into how many parts the vocabulary is cut: one but on a single CPU, for a device's share of a kernel must not be cut across."""
+  if jax.default_backend() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
+    return 1
+  return -(-vocab // PIECE)
+
+
+def _cut(x: Array | None, pieces: int) -> list[Array | None]:
+  """[V, …] -> parts of nearly equal size."""
+  return [None] * pieces if x is None else jnp.array_split(x, pieces)
 
 
 def _split(x: Array, chunks: int) -> Array:
@@ -88,7 +104,7 @@ def _scan(body, init, xs: tuple[Array, ...], chunks: int):
 class Scores(NamedTuple):
   """Of the n = B · c places of a chunk."""
 
-  likelihoods: Array  # exp(logits − peak) [n, V]
+  likelihoods: list[Array]  # exp(logits − peak) [n, V], in pieces
   norm: Array  # their sums [n]
   log_z: Array  # [n]
   loss: Array  # [n]: of each place, not weighed
@@ -96,20 +112,35 @@ class Scores(NamedTuple):
   correct: Array  # bool [n]: the target scores highest
 
 
-def _scores(hidden: Array, kernel: Array, bias: Array | None, targets: Array, weights: Array, form: Form) -> Scores:
-  logits = jax.lax.dot_general(hidden, kernel, (((1,), (1,)), ((), ())), preferred_element_type=weights.dtype)
-  logits = logits if bias is None else logits + bias
-  peak = jnp.max(logits, axis=-1)
-  likelihoods = _made(jnp.exp(logits - peak[:, None]))
-  norm = jnp.sum(likelihoods, axis=-1)
+def _scores(hidden: Array, kernels: list[Array], biases: list[Array | None], targets: Array, weights: Array, form: Form) -> Scores:
+  across = (((1,), (1,)), ((), ()))
+  logits = [jax.lax.dot_general(hidden, kernel, across, preferred_element_type=weights.dtype) for kernel in kernels]
+  logits = [piece if bias is None else piece + bias for piece, bias in zip(logits, biases)]
+  peak = functools.reduce(jnp.maximum, [jnp.max(piece, axis=-1) for piece in logits])
+  likelihoods = [_made(jnp.exp(piece - peak[:, None])) for piece in logits]
+  norm = sum(jnp.sum(piece, axis=-1) for piece in likelihoods)
   log_z = jnp.log(norm) + peak
-  target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+  target = sum(_at(piece, targets - start, len(logits)) for piece, start in zip(logits, _starts(kernels)))
   loss = nll = log_z - target
   if form.label_smoothing:
-    loss = (1 - form.label_smoothing) * nll + form.label_smoothing * (log_z - jnp.mean(logits, axis=-1))
+    mean = sum(jnp.sum(piece, axis=-1) for piece in logits) / sum(map(len, kernels))
+    loss = (1 - form.label_smoothing) * nll + form.label_smoothing * (log_z - mean)
   if form.z_loss:
     loss = loss + form.z_loss * jnp.square(log_z)
   return Scores(likelihoods, norm, log_z, loss, nll, target >= peak)
+
+
+def _starts(kernels: list[Array]) -> list[int]:
+  """The first entry of each piece."""
+  return np.cumsum([0, *map(len, kernels[:-1])]).tolist()
+
+
+def _at(piece: Array, places: Array, pieces: int) -> Array:
+  """piece [n, v] at `places` int [n]; 0 where the place lies in another piece."""
+  if pieces == 1:
+    return jnp.take_along_axis(piece, places[:, None], axis=-1)[:, 0]
+  here = (places >= 0) & (places < piece.shape[1])
+  return jnp.where(here, jnp.take_along_axis(piece, jnp.where(here, places, 0)[:, None], axis=-1)[:, 0], 0)
 
 
 def _made(x: Array) -> Array:
@@ -124,10 +155,12 @@ def _rows(chunk: tuple[Array, ...]) -> tuple[Array, ...]:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _fused(hidden, kernel, bias, targets, weights, form):
+  kernels, biases = _cut(kernel, form.pieces), _cut(bias, form.pieces)
+
   def body(total, chunk):
     shape = chunk[1].shape
     hidden, targets, weights = _rows(chunk)
-    found = _scores(hidden, kernel, bias, targets, weights, form)
+    found = _scores(hidden, kernels, biases, targets, weights, form)
     return total + jnp.sum(found.loss * weights), (found.nll.reshape(shape), found.correct.reshape(shape))
 
   total, (nll, correct) = _scan(body, jnp.zeros((), weights.dtype), (hidden, targets, weights), form.chunks)
@@ -135,33 +168,37 @@ def _fused(hidden, kernel, bias, targets, weights, form):
 
 
 def _forward(hidden, kernel, bias, targets, weights, form):
-  wide = weights.dtype
+  wide, V = weights.dtype, len(kernel)
+  kernels, biases = _cut(kernel, form.pieces), _cut(bias, form.pieces)
+  down, along = (((0,), (0,)), ((), ())), (((1,), (0,)), ((), ()))
 
   def body(carry, chunk):
-    total, d_kernel, d_bias = carry
+    total, d_kernels, d_biases = carry
     shape = chunk[0].shape
     hidden, targets, weights = _rows(chunk)
-    found = _scores(hidden, kernel, bias, targets, weights, form)
-    V = found.likelihoods.shape[-1]
-    hit = targets[:, None] == jnp.arange(V, dtype=targets.dtype)
+    found = _scores(hidden, kernels, biases, targets, weights, form)
     of_p = weights / found.norm
     if form.z_loss:
       of_p = of_p * (1 + 2 * form.z_loss * found.log_z)
-    d_logits = found.likelihoods * of_p[:, None] - hit * ((1 - form.label_smoothing) * weights)[:, None]
-    if form.label_smoothing:
-      d_logits = d_logits - (form.label_smoothing / V * weights)[:, None]
-    d_logits = d_logits.astype(hidden.dtype)
-    d_hidden = jax.lax.dot_general(d_logits, kernel, (((1,), (0,)), ((), ())))
-    down = (((0,), (0,)), ((), ()))
-    d_kernel = d_kernel + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)
-    if bias is not None:  # a product, which is faster than a sum down the columns
-      d_bias = d_bias + jax.lax.dot_general(d_logits, jnp.ones((len(d_logits), 1), d_logits.dtype), down, preferred_element_type=wide)[:, 0]
-    parts = found.nll.reshape(shape[:2]), found.correct.reshape(shape[:2]), d_hidden.reshape(shape)
-    return (total + jnp.sum(found.loss * weights), d_kernel, d_bias), parts
+    d_hidden, d_kernels, d_biases = 0, list(d_kernels), list(d_biases)
+    for i, (piece, start) in enumerate(zip(found.likelihoods, _starts(kernels))):
+      hit = targets[:, None] == start + jnp.arange(piece.shape[1], dtype=targets.dtype)
+      d_logits = piece * of_p[:, None] - hit * ((1 - form.label_smoothing) * weights)[:, None]
+      if form.label_smoothing:
+        d_logits = d_logits - (form.label_smoothing / V * weights)[:, None]
+      d_logits = d_logits.astype(hidden.dtype)
+      d_hidden = d_hidden + jax.lax.dot_general(d_logits, kernels[i], along, preferred_element_type=wide)
+      d_kernels[i] = d_kernels[i] + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)
+      if bias is not None:  # a product, which is faster than a sum down the columns
+        ones = jnp.ones((len(d_logits), 1), d_logits.dtype)
+        d_biases[i] = d_biases[i] + jax.lax.dot_general(d_logits, ones, down, preferred_element_type=wide)[:, 0]
+    parts = found.nll.reshape(shape[:2]), found.correct.reshape(shape[:2]), d_hidden.astype(hidden.dtype).reshape(shape)
+    return (total + jnp.sum(found.loss * weights), d_kernels, d_biases), parts
 
-  zero = (jnp.zeros((), wide), jnp.zeros(kernel.shape, wide), None if bias is None else jnp.zeros_like(bias))
-  (total, d_kernel, d_bias), (nll, correct, d_hidden) = _scan(body, zero, (hidden, targets, weights), form.chunks)
-  return (total, nll, correct), (d_hidden, d_kernel.astype(kernel.dtype), d_bias)
+  zeros = [jnp.zeros(part.shape, wide) for part in kernels], [None if part is None else jnp.zeros_like(part) for part in biases]
+  (total, d_kernels, d_biases), (nll, correct, d_hidden) = _scan(body, (jnp.zeros((), wide), *zeros), (hidden, targets, weights), form.chunks)
+  joined = lambda parts: parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+  return (total, nll, correct), (d_hidden, joined(d_kernels).astype(kernel.dtype), None if bias is None else joined(d_biases))
 
 
 def _backward(form, residuals, cotangents):

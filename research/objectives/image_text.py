@@ -42,13 +42,18 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     last = jnp.max(jnp.where(segments > 0, jnp.arange(length), 0))[None]
     return Example(inputs, {}, {"image_text": jnp.any(segments > 0).astype(jnp.float32)}, {"image_text": last})
 
-  def loss(apply, params, example, key, train):
+  def vectors(apply, params, example, key=None, train=False):
+    """[B, D] each, of the images and of the texts."""
     image_key, text_key = (None, None) if key is None else jax.random.split(key)
-    weights = example.weights["image_text"]
     place = example.positions["image_text"] if cfg.text_pool == "last" else None
     pixels, words = Inputs(images=example.inputs.images, kind="full"), example.inputs.replace(images=None)
     images = apply(params, pixels, read={"image": None}, tower="image", key=image_key, train=train).heads["image"][:, 0]
     texts = apply(params, words, read={"text": place}, tower="text", key=text_key, train=train).heads["text"][:, 0]
+    return images, texts
+
+  def loss(apply, params, example, key, train):
+    weights = example.weights["image_text"]
+    images, texts = vectors(apply, params, example, key, train)
     learned = apply(params, None, read={name: None for name in heads if heads[name].kind == "scale"}).heads
     scale, own, present = jnp.minimum(learned["scale"], cfg.max_scale), jnp.arange(len(weights)), weights > 0
     if cfg.form == "softmax":
@@ -63,6 +68,9 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
         "scale": Mean(jax.lax.stop_gradient(scale), jnp.ones(())),
     }
     return {"image_text": Mean.of(nll, weights)}, metrics
+
+  def predict(apply, params, example):
+    return dict(zip(("image", "text"), vectors(apply, params, example)))
 
   vector = HeadConfig(kind="vector", outputs=cfg.outputs, normalize=True)
   heads = {
@@ -82,5 +90,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
       corrupt=corrupt,
       loss=loss,
       factors={"image_text": 1.0},
+      predict=predict,
+      partners=True,
       whole_batch=True,
   )

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from research.core.types import Field, Mean, Vocab
 from research.model.inputs import HeadConfig, Inputs, positions_within
 from research.objectives import spans
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, choose, row_metrics, token_metrics
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, choose, token_metrics
 from research.objectives.cross_entropy import token_loss
 
 
@@ -102,7 +102,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     output = apply(params, example.inputs, read={"mlm": example.positions["mlm"]}, key=key, train=train)
     targets, weights = example.targets["mlm"], example.weights["mlm"]
     total, nll, correct = token_loss(output.heads["mlm"], targets, weights)
-    metrics = {**token_metrics(nll, correct, targets, weights, byte_length), **row_metrics(weights, example.inputs.segments)}
+    metrics = token_metrics(nll, correct, targets, weights, byte_length)
     del metrics["bits_per_byte"]  # a masked token's loss is no code length of the text
     if cfg.count == "bernoulli":
       rows = jnp.any(weights > 0, axis=-1)

@@ -24,7 +24,7 @@ from research.core.errors import UserError
 from research.core.types import Array, Field, Mean, Vocab
 from research.model.inputs import HeadConfig, Inputs, Past, positions_within
 from research.objectives import spans
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, choose, row_metrics, token_metrics
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, choose, token_metrics
 from research.objectives.cross_entropy import TokenLoss, token_loss
 
 
@@ -125,7 +125,7 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
   def loss(apply, params, example, key, train):
     targets, weights = example.targets["lm"], example.weights["lm"]
     total, nll, correct = scores(apply, params, example, key, train)
-    metrics = {**token_metrics(nll, correct, targets, weights, byte_length), **row_metrics(weights, example.inputs.segments)}
+    metrics = token_metrics(nll, correct, targets, weights, byte_length)
     del metrics["bits_per_byte"]  # the context is given, so it is no code length of the text
     return {"lm": Mean(total, jnp.sum(weights))}, metrics
 

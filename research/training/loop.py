@@ -32,6 +32,7 @@ from research.optim import optimizer as optimizers
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import experiment, monitor, throughput
+from research.training.alarms import Alarms
 from research.training.checkpoint import Checkpoints
 from research.training.restore import TOKENIZER, check_same, heads_matched
 from research.training.step import make_train_step
@@ -204,6 +205,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   eval_batch = _eval_batch_size(cfg, run.mesh)
   eval_key = jax.random.key(cfg.seed + 1)
   board = monitor.Monitor(workdir, cfg.log, cfg.steps, start, say)
+  alarms = Alarms(base_name, base.get("loss"))
   valid: dict[str, float] = {}
   last: dict[str, float] = {}
   first_step = None
@@ -239,6 +241,8 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
           values["mfu"] = counted * work / seconds / (peak[0] * devices.size)
       counted, last = 0, values
       board.write(at, "train", values)
+      for line in alarms.train(values):
+        board.say(line)
       skips.append(int(values["skipped"]))
       if len(skips) > STREAK and skips[-1] - skips[-1 - STREAK] >= STREAK * cfg.log.every:
         raise UserError(f"the last {skips[-1] - skips[-1 - STREAK]} updates were all skipped (loss or gradient not finite, or above optimizer.spike): lower the "
@@ -278,6 +282,8 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
                                state.step)  # fmt: skip
         loss = valid["loss"]
         board.write(step, "valid", valid)
+        for line in alarms.valid(step, valid.get("loss_mlm", loss)):  # of two terms the baseline tells one
+          board.say(line)
       if save:
         meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
                 "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())),
@@ -293,7 +299,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   summary = _summary(run, config, workdir, step, last, work, devices)
   summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "baseline": base_name,
               "skipped": int(guard.skipped(state.opt_state)), "stopped_by": None if step == cfg.steps else signal.Signals(stop.signal).name}  # fmt: skip
-  summary |= {"cut": cut} if cut else {}
+  summary |= {**({"cut": cut} if cut else {}), **({"alarms": alarms.said} if alarms.said else {})}
   summary |= {base_name: base} if base_name else {}
   with open(os.path.join(workdir, "summary.json"), "w", encoding="utf-8") as file:
     json.dump(summary, file, indent=2)

@@ -19,7 +19,7 @@ import optax
 
 from research.core.trees import named_leaves
 from research.core.types import Array, Batch, Mean, PyTree, TrainState
-from research.objectives.base import Example, Objective, corrupted
+from research.objectives.base import Example, Objective, batch_metrics, corrupted
 
 Metrics = dict[str, Any]
 
@@ -27,8 +27,8 @@ Metrics = dict[str, Any]
 def make_train_step(apply: Callable, objective: Objective, optimizer: optax.GradientTransformationExtraArgs, microbatches: int):
   """(state, batch) -> (state, metrics): one update.
 
-  Metrics are device arrays: Means of the loss terms and of the objective's own metrics, `loss` (Σ factor · mean), `gradient_norm` in all
-  and by top-level group of parameters.
+  Metrics are device arrays: Means of the loss terms and of the objective's own metrics, `loss` (Σ factor · mean), `targets` and `padding` of the
+  batch, `gradient_norm` in all and by top-level group of parameters.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -60,7 +60,7 @@ def make_train_step(apply: Callable, objective: Objective, optimizer: optax.Grad
     params = optax.apply_updates(state.params, updates)
     terms, metrics = sums
     metrics = {"loss": value, **{f"loss_{term}": mean for term, mean in terms.items() if len(terms) > 1}, **metrics}
-    metrics |= gradient_norms(grads)
+    metrics |= {**batch_metrics(example, denominators), **gradient_norms(grads)}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return train_step

@@ -45,10 +45,12 @@ FORMS = [*((chunks, {}) for chunks in (1, 2, 3, 6)), (3, dict(z_loss=0.02)), (3,
 
 
 @pytest.mark.parametrize("chunks, more", FORMS)
+@pytest.mark.parametrize("pieces", [1, 3])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_values_and_gradients(monkeypatch, chunks, with_bias, more):
-  monkeypatch.setattr(cross_entropy, "CHUNK", P * V // chunks)
-  assert cross_entropy._chunks(P, V) == chunks
+def test_values_and_gradients(monkeypatch, chunks, with_bias, pieces, more):
+  monkeypatch.setattr(cross_entropy, "CHUNK", P * V // chunks if pieces == 1 else P * V // chunks // 2)
+  monkeypatch.setattr(cross_entropy, "PIECE", -(-V // pieces))
+  assert cross_entropy._pieces(V) == pieces and cross_entropy._chunks(P, V, P * V // chunks) == chunks
   hidden, kernel, bias, targets, weights = arrays()
   bias = bias if with_bias else None
   total, nll, correct = fused(hidden, kernel, bias, targets, weights, **more)
@@ -65,11 +67,17 @@ def test_values_and_gradients(monkeypatch, chunks, with_bias, more):
     assert mine.dtype == theirs.dtype and differences(mine, theirs) < 1e-6
 
 
-def test_the_chunks_are_equal_parts_and_small_enough(monkeypatch):
+def test_the_vocabulary_stays_whole_where_devices_share_it(monkeypatch):
+  monkeypatch.setattr(cross_entropy, "PIECE", V // 2)
+  assert cross_entropy._pieces(V) > 1
+  with jax.set_mesh(jax.make_mesh((8,), ("tensor",))):
+    assert cross_entropy._pieces(V) == 1
+
+
+def test_the_chunks_are_equal_parts_and_small_enough():
   for places in (1, 7, 12, 128):
     for limit in (1, V, 3 * V, 10**6):
-      monkeypatch.setattr(cross_entropy, "CHUNK", limit)
-      chunks = cross_entropy._chunks(places, V)
+      chunks = cross_entropy._chunks(places, V, limit)
       assert places % chunks == 0 and (places // chunks * V <= limit or chunks == places)
 
 

@@ -77,6 +77,10 @@ def test_what_is_reported(name):
   groups = {"tower_image", "tower_text"} if name == "image_text" else {"block_0", "block_1", "embed" if "tokens" in objective.element_spec else "patches"}
   assert {"loss", "gradient_norm", *(f"gradient_norm/{group}" for group in groups)} <= metrics.keys()
   assert any("accuracy" in metric for metric in metrics)
+  batch = common.batch(objective, 4)
+  assert float(metrics["targets"]) == pytest.approx(float(sum(objective.weights(corrupted(objective, jax.random.split(state.key)[0], batch, 0)).values())))
+  if "segments" in batch.rows and name not in ("contrastive", "causal_lm", common.OUTSIDE):  # which read other places than those of the row
+    assert float(metrics["padding"]) == pytest.approx((batch.rows["segments"] == 0).mean())
   assert ("bits_per_byte" in metrics) == objective.causal
   assert all(isinstance(m, (jax.Array, Mean)) for m in metrics.values())
   groups = [float(value) for key, value in metrics.items() if key.startswith("gradient_norm/")]

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import re
+import tarfile
 import zlib
 from collections.abc import Iterator
 from typing import Literal
@@ -93,6 +94,15 @@ def make(cfg: Config) -> Files:
   return Files(cfg)
 
 
+def resolved(path: str) -> str:
+  """A path with `package:`, $RESEARCH_DATA and ~ written out."""
+  if path.startswith(PACKAGE):
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "texts", path[len(PACKAGE) :])
+  if f"${DATA}" in path or f"${{{DATA}}}" in path:
+    path = path.replace(f"${{{DATA}}}", data_root()).replace(f"${DATA}", data_root())
+  return os.path.expanduser(path)
+
+
 def expand(paths: tuple[str, ...]) -> list[str]:
   """The files that paths, folders and globs name, in order.
 
@@ -101,12 +111,7 @@ def expand(paths: tuple[str, ...]) -> list[str]:
   """
   found = []
   for path in paths:
-    full = path
-    if path.startswith(PACKAGE):
-      full = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "texts", path[len(PACKAGE) :])
-    elif f"${DATA}" in path or f"${{{DATA}}}" in path:
-      full = path.replace(f"${{{DATA}}}", data_root()).replace(f"${DATA}", data_root())
-    full = os.path.expanduser(full)
+    full = resolved(path)
     if os.path.isdir(full):
       names = (os.path.join(root, name) for root, _, names in os.walk(full) for name in names)
       here = sorted(name for name in names if name.removesuffix(".gz").removesuffix(".zst").endswith(ENDINGS))
@@ -163,12 +168,21 @@ def opened(path: str) -> Iterator[io.TextIOWrapper]:
   Raises:
     UserError: while it is read: it is no UTF-8, or was cut off.
   """
+  # newline="" keeps \r\n and \r as they are: what goes in comes out.
+  with intact(path), io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", newline="") as file:
+    yield file
+
+
+@contextlib.contextmanager
+def intact(path: str) -> Iterator[None]:
+  """Says of which file it was that what is read inside is no UTF-8 or was cut off."""
   try:
-    # newline="" keeps \r\n and \r as they are: what goes in comes out.
-    with io.TextIOWrapper(_bytes(path), encoding="utf-8-sig", newline="") as file:
-      yield file
+    yield
   except UnicodeDecodeError as error:
-    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason} at byte {_first_bad(path)}): name text files only, or convert it.") from error
+    where = f" at byte {_first_bad(path)}" if os.path.isfile(path) and not path.endswith((".tar", ".tar.gz", ".tgz")) else ""
+    raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason}{where}): name text files only, or convert it.") from error
+  except tarfile.TarError as error:
+    raise UserError(f"data: '{path}' is no whole archive ({error}): copy or download it again.") from error
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise UserError(f"data: '{path}' is no whole compressed file ({error}): copy or download it again.") from error
 
