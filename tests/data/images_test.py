@@ -175,7 +175,7 @@ def test_mistakes(captioned, tmp_path):
   with fails("no image 'png/3.png', which captions.jsonl names"):
     images.prepare(config(captioned), at, quiet)
   (tmp_path / "broken.tar.gz").write_bytes(packed(captioned, tmp_path / "a.tar.gz").read_bytes()[:300])
-  with fails("is no whole archive"):
+  with fails("is no whole compressed file"):
     images.prepare(config(tmp_path / "broken.tar.gz"), at, quiet)
   (tmp_path / "a-images-idx3-ubyte").write_bytes(idx(np.zeros((3, *SIZE), np.uint8))[:40])
   with fails("no whole IDX file"):

@@ -181,10 +181,9 @@ def intact(path: str) -> Iterator[None]:
   except UnicodeDecodeError as error:
     where = f" at byte {_first_bad(path)}" if os.path.isfile(path) and not path.endswith((".tar", ".tar.gz", ".tgz")) else ""
     raise UserError(f"data: '{path}' is not UTF-8 text ({error.reason}{where}): name text files only, or convert it.") from error
-  except tarfile.TarError as error:
-    raise UserError(f"data: '{path}' is no whole archive ({error}): copy or download it again.") from error
-  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-    raise UserError(f"data: '{path}' is no whole compressed file ({error}): copy or download it again.") from error
+  except (gzip.BadGzipFile, tarfile.TarError, EOFError, zlib.error) as error:
+    reason = " ".join(str(error).split())[:120]  # tarfile lists every way in which it could not open a file
+    raise UserError(f"data: '{path}' is no whole compressed file ({reason}): copy or download it again.") from error
 
 
 def _bytes(path: str) -> io.BufferedIOBase | io.RawIOBase:
