@@ -1,18 +1,18 @@
 """The same losses on every mesh, in full: each objective, fifty steps with dropout, on eight simulated devices.
 
-  python -m tests.mesh_invariance          prints the table
+  python -m tests.mesh_invariance [NAME …]          prints the table, or the rows of the named objectives
 
-The test suite runs a shorter form (tests/contracts/objective_test.py).
+The names are those of the contract tests, with their variants; which stacks each trains, ARCHITECTURES tells. The test suite runs a shorter form (tests/contracts/objective_test.py).
 """
+
+import os
+import sys
 
 import flax.linen as nn
 import jax
 import numpy as np
 
 if __name__ == "__main__":
-  import os
-  import sys
-
   if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
     os.execv(sys.executable, sys.orig_argv)
@@ -32,6 +32,23 @@ MESHES = {
     "fsdp 8": dict(fsdp=8),
     "tensor 4 × data 2": dict(tensor=4, data=2),
     "fsdp 2 × tensor 2 × data 2": dict(fsdp=2, tensor=2, data=2),
+    "fsdp 4 × data 2": dict(fsdp=4, data=2),
+    "tensor 4 × fsdp 2": dict(tensor=4, fsdp=2),
+    "tensor 2 × data 4": dict(tensor=2, data=4),
+}
+ARCHITECTURES = {  # objective, or a variant of it -> what it trains
+    "causal_lm": "decoder",
+    "causal_lm-prefix": "decoder",
+    "masked_lm": "encoder",
+    "next_sentence": "encoder",
+    "permutation_lm": "encoder, two streams",
+    "contrastive": "encoder",
+    "contrastive-causal": "decoder",
+    "image_text": "decoder and encoder",
+    "image_classification": "encoder",
+    "classification": "encoder",
+    "tagging": "encoder",
+    "seq2seq": "encoder–decoder",
 }
 
 
@@ -59,14 +76,18 @@ def losses(name: str, axes: dict[str, int], steps: int, **model_keys) -> list[fl
   return found
 
 
-def main(steps: int = 50) -> None:
-  print(f"{'objective':<14}{'mesh':<30}{'step 1, relative':>18}{'largest difference':>20}")
-  for name in common.OBJECTIVES:
+def main(names: list[str], steps: int = 50) -> None:
+  unknown = set(names) - ARCHITECTURES.keys()
+  if unknown:
+    raise SystemExit(f"no objective {', '.join(sorted(unknown))}: take of {', '.join(ARCHITECTURES)}.")
+  print("| objective | trains | mesh | step 1, relative | largest difference |\n| --- | --- | --- | --- | --- |")
+  for name in names or ARCHITECTURES:
     one = losses(name, MESHES["1"], steps)
     for mesh, axes in MESHES.items():
-      many = one if mesh == "1" else losses(name, axes, steps)
-      print(f"{name:<14}{mesh:<30}{abs(many[0] / one[0] - 1):>18.1e}{np.abs(np.array(one) - many).max():>20.1e}")
+      if mesh != "1":
+        many = losses(name, axes, steps)
+        print(f"| {name} | {ARCHITECTURES[name]} | {mesh} | {abs(many[0] / one[0] - 1):.1e} | {np.abs(np.array(one) - many).max():.1e} |", flush=True)
 
 
 if __name__ == "__main__":
-  main()
+  main(sys.argv[1:])

@@ -26,10 +26,11 @@ VARIANTS = {  # other ways of an objective, which keep the contracts too: object
     "masked_lm-bernoulli": dict(count="bernoulli", slack=1.0),
     "masked_lm-schedule": dict(final_mask_rate=0.4, mask_rate_steps=10),
     "permutation_lm-all": dict(predict=1),
+    "contrastive-causal": dict(causal=True),
     "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
 }
 MODELS = {"permutation_lm": dict(queries=True), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
-DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "contrastive"}  # `corrupt` draws nothing
+DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "contrastive", "contrastive-causal"}  # `corrupt` draws nothing
 LABELS = {"classification": "label", "image_classification": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
 IN_BATCH = "a row is told apart from the other rows of its batch"
 ONE_TEXT = "a row is one text, whatever documents it was cut from"

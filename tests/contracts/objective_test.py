@@ -15,6 +15,7 @@ from research.objectives.base import corrupted
 from research.parallel import mesh as meshes
 from research.training.step import make_train_step
 from tests.contracts import common
+from tests.mesh_invariance import ARCHITECTURES
 
 each_objective = pytest.mark.parametrize("name", common.OBJECTIVES)
 each_variant = pytest.mark.parametrize("name", [*common.OBJECTIVES, *common.VARIANTS])
@@ -24,6 +25,7 @@ KEY = jax.random.key(3)
 def test_the_family_is_found():
   assert {"causal_lm", "masked_lm"} <= set(common.OBJECTIVES)
   assert {name for name, _ in common.EXEMPT} <= set(common.OBJECTIVES)
+  assert set(common.OBJECTIVES) - {common.OUTSIDE} <= ARCHITECTURES.keys(), "the table of meshes lacks an objective"
 
 
 @each_variant
