@@ -9,7 +9,7 @@ from research.core.config import use
 def get_config():
   return use(
       "training.experiment",
-      steps=800,
+      steps=640,
       batch_size=16,
       data=use("data.text", tokenizer=use("data.tokenizer", kind="character"), length=128),
       model=use(
@@ -20,7 +20,6 @@ def get_config():
           ffn=use("model.ffn.dense", activation="relu2"),
           position=use("model.position.rotary"),
           residual_init="zero",
-          dropout=0.1,
       ),
       objective=use("objectives.causal_lm"),
       optimizer=use(

@@ -129,8 +129,15 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
     shutil.copyfile(os.path.join(folder, GENERATION), os.path.join(workdir, GENERATION))
   with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:  # last: what was cut off in between is no run
     file.write(configs.record(config))
+  _report(folder, workdir, loaded, objective, data, made.element_spec, tokenizer.vocab.size, say)
 
-  report = loaded.report
+
+def _report(folder: str, workdir: str, loaded, objective: str, data: Any, element_spec, vocab_size: int, say: Callable[[str], None]) -> None:
+  """Says what was imported, what was left out and why, and how to go on."""
+  from research.core import config as configs
+  from research.hf import loading
+
+  report, described = loaded.report, loaded.described
   say(f"{loaded.family.name} of '{folder}': {report.read} tensors read, {report.parameters:,} parameters, {report.bytes / 1e6:,.1f} MB "
       f"({loading.param_types(loaded.params)})")  # fmt: skip
   reasons: dict[str, list[str]] = {}
@@ -138,7 +145,7 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
     reasons.setdefault(why, []).append(name)
   for why, names in reasons.items():
     say(f"not needed: '{names[0]}'{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {why}")
-  kind = configs.component_name(configs.typed(config).data)
+  kind = configs.component_name(configs.typed(data))
   if kind == "data.images":
     reads = f"images of {data.height} × {data.width} × {data.channels}" + (" and captions" if "text" in described.heads else "")
   elif kind == "data.records":
@@ -148,8 +155,8 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   else:
     marks = [name for name, on in (("bos before", data.prepend_bos), ("eos after", data.append_eos)) if on]
     reads = f"{' and '.join(marks) or 'nothing around'} each document"
-  reads += f" · classes {', '.join(labels[:20])}" if labels else ""
-  rows = f"vocabulary {tokenizer.vocab.size} · rows of {data.length} tokens" if "tokens" in made.element_spec else "no text"
+  reads += f" · classes {', '.join(data.labels[:20])}" if getattr(data, "labels", ()) else ""
+  rows = f"vocabulary {vocab_size} · rows of {data.length} tokens" if "tokens" in element_spec else "no text"
   say(f"{rows} (the model was made for {described.length} places) · {reads} · {objective}")
   train = f"to train: python -m research.train --config={workdir} --workdir=NEW --config.init_from={workdir}{MORE.get(kind, '')}"
   say(f"saved as step 0 of '{workdir}'; {'to be read: no objective here trains its heads' if objective == READING else train}")

@@ -3,9 +3,7 @@
 A file's columns (or JSON keys) become a record's fields, as `fields` says: `first` and `second`, the text or the pair that is read, with a
 `label`, the name of a class, or a `score`, a number; `source` and `target` of sequence-to-sequence learning; `words` with their `tags`.
 
-  tsv       columns between tabs, never quoted         jsonl     an object on each line
-  csv       columns between commas, quoted as needed   parallel  line i of several files is one record; the files are its columns
-  conll     a word on each line with its tag, blank lines between sentences; of CoNLL-U (.conllu) comments and multiword lines are left out
+Which files there are, `data.tables` says.
 
 What the rows hold, the objective's element_spec names: `tokens`, `segments` and `types` of the text or the pair, joined as BERT joins it
 (`Tokenizer.join`); `label`, the class's number or the score; `tags`, −1 but at the first token of each word, as in BERT's experiments on named
@@ -15,14 +13,11 @@ What does not fit into a row loses its end, of a pair token by token the longer 
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -32,18 +27,12 @@ import numpy as np
 from research.core.config import Component
 from research.core.errors import UserError, nearest
 from research.core.types import Field, Vocab
-from research.data import dataset, stream, tokenizer
+from research.data import dataset, stream, tables, tokenizer
 from research.data.sources import files
+from research.data.tables import Record
 
-ROLES = ("first", "second", "label", "score", "source", "target", "words", "tags")
 DELIVERED = ("tokens", "segments", "types", "label", "tags", "source", "source_segments")
 SEEN = {"segments": "tokens", "source_segments": "source"}  # 1 at every place of these, and then 0
-FORMATS = {".tsv": "tsv", ".txt": "tsv", ".csv": "csv", ".jsonl": "jsonl", ".json": "jsonl", ".conll": "conll", ".conllu": "conll", ".iob": "conll",
-           ".bio": "conll"}  # fmt: skip
-CONLL = {"words": 0, "tags": -1}  # columns, where `fields` names no others
-PART = re.compile(r"\d+[-.]\d+$")  # the index of a multiword token or an empty node of CoNLL-U
-
-Record = Mapping[str, Any]  # field -> text; of `words` and `tags` a list of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +53,8 @@ class Config:
     if self.length < 4:
       raise ValueError(f"length must be at least 4; got {self.length}")
     for role in (*self.fields, *self.valid_fields):
-      if role not in ROLES:
-        raise ValueError(f"fields has no '{role}'.{nearest(role, ROLES)}")
+      if role not in tables.ROLES:
+        raise ValueError(f"fields has no '{role}'.{nearest(role, tables.ROLES)}")
     if self.valid_fields and self.valid_fields.keys() != self.fields.keys():
       raise ValueError(f"valid_fields names {', '.join(self.valid_fields)}, but fields {', '.join(self.fields)}: give each its place")
     if len(set(self.labels)) < len(self.labels):
@@ -89,7 +78,7 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
   for split in ("train", "valid"):
     if not getattr(cfg, split):
       raise UserError(f"data.{split} is empty: name the file of labelled records with --config.data.{split}=FILE (or score a file with evaluate --data=FILE).")
-  splits = {"train": read(cfg.train, cfg), "valid": read(cfg.valid, _held_out(cfg))}
+  splits = {"train": tables.read(cfg.train, tables.Form(cfg.format, cfg.header, cfg.fields)), "valid": tables.read(cfg.valid, _held_out(cfg))}
   prints = {split: _fingerprint(getattr(cfg, split)) for split in splits}
   shape = (cfg.format, cfg.header, sorted(cfg.fields.items()), sorted(cfg.valid_fields.items()))
   if cfg.tokenizer.path:
@@ -106,9 +95,9 @@ def prepare(cfg: Config, directory: str, say: Callable[[str], None] = print) -> 
   return Prepared(tokens, tokens.vocab, _digest(prints, shape, tokens.digest, labels, cfg.length, cfg.seed), labels, splits)
 
 
-def _held_out(cfg: Config) -> Config:
+def _held_out(cfg: Config) -> tables.Form:
   """How validation files, and files to score, are read."""
-  return dataclasses.replace(cfg, fields=cfg.valid_fields or cfg.fields, valid_fields={})
+  return tables.Form(cfg.format, cfg.header, cfg.valid_fields or cfg.fields)
 
 
 def _labels(records: Sequence[Record]) -> tuple[str, ...]:
@@ -137,138 +126,6 @@ def _fingerprint(paths: tuple[str, ...]) -> str:
 
 def _digest(*parts: Any) -> str:
   return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-# --- files -------------------------------------------------------------------------------------------------------------------
-
-
-def read(paths: tuple[str, ...], cfg: Config) -> list[Record]:
-  """The records of files, in order.
-
-  Raises:
-    UserError: no such file, no UTF-8, cut off, a line without a field, or no record at all.
-  """
-  found: list[Record] = []
-  if cfg.format == "parallel":
-    found = _parallel([file for path in paths for file in files.expand((path,))], cfg)
-  else:
-    for path in files.expand(paths):
-      form = FORMATS.get(_ending(path)) if cfg.format == "auto" else cfg.format
-      if form is None:
-        raise UserError(f"data: the ending of '{path}' does not tell how it is to be read: set data.format (tsv, csv, jsonl, conll or parallel).")
-      with files.opened(path) as file:
-        found += {"tsv": _columns, "csv": _columns, "jsonl": _json_lines, "conll": _conll}[form](path, file, cfg, form)
-  if not found:
-    raise UserError(f"data: there is no record in {', '.join(paths)}: name files that hold some.")
-  return found
-
-
-def _ending(path: str) -> str:
-  return os.path.splitext(path.removesuffix(".gz").removesuffix(".zst"))[1].lower()
-
-
-def _columns(path: str, file: Iterable[str], cfg: Config, form: str) -> Iterator[Record]:
-  reader = csv.reader(file, strict=True) if form == "csv" else csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-  named = cfg.header or any(isinstance(column, str) for column in cfg.fields.values())
-  with _csv_errors(path, reader):
-    header = next(reader, []) if named else []
-    at = {}
-    for role, column in cfg.fields.items():
-      if isinstance(column, str) and column not in header:
-        raise UserError(f"data: '{path}' has no column '{column}', which data.fields.{role} names.{nearest(column, header)}")
-      at[role] = header.index(column) if isinstance(column, str) else column
-    for line in reader:
-      if line:
-        where = f"'{path}', line {reader.line_num}"
-        yield _record({role: line[column] if -len(line) <= column < len(line) else None for role, column in at.items()}, where)
-
-
-@contextlib.contextmanager
-def _csv_errors(path: str, reader: Any) -> Iterator[None]:
-  try:
-    yield
-  except csv.Error as error:
-    raise UserError(f"data: '{path}', line {reader.line_num}: {error}; mend its quotes.") from error
-
-
-def _json_lines(path: str, file: Iterable[str], cfg: Config, form: str) -> Iterator[Record]:
-  del form
-  for number, line in enumerate(file, start=1):
-    if line.strip():
-      try:
-        item = json.loads(line)
-      except ValueError as error:
-        raise UserError(f"data: '{path}', line {number}, is not JSON: {error}.") from error
-      if not isinstance(item, dict):
-        raise UserError(f"data: '{path}', line {number}, is no JSON object.")
-      yield _record({role: item.get(str(key)) for role, key in cfg.fields.items()}, f"'{path}', line {number}")
-
-
-def _conll(path: str, file: Iterable[str], cfg: Config, form: str) -> Iterator[Record]:
-  del form
-  at, universal = {**CONLL, **{role: column for role, column in cfg.fields.items() if role in CONLL}}, _ending(path) == ".conllu"
-  held: dict[str, list[str]] = {role: [] for role in at}
-  for number, line in enumerate(file, start=1):
-    line = line.rstrip("\r\n")
-    if line.startswith("-DOCSTART-") or universal and line.startswith("#"):
-      continue
-    if not line.strip():
-      if held["words"]:
-        yield _record(held, f"'{path}', line {number}")
-        held = {role: [] for role in at}
-      continue
-    parts = line.split("\t") if "\t" in line else line.split()
-    if universal and PART.match(parts[0]):
-      continue
-    for role, column in at.items():
-      if not isinstance(column, int) or not -len(parts) <= column < len(parts) or len(parts) < 2:
-        raise UserError(f"data: '{path}', line {number}, has {len(parts)} columns, and data.fields.{role} names column {column}: mend the line or the field.")
-      held[role].append(parts[column])
-  if held["words"]:
-    yield _record(held, f"the end of '{path}'")
-
-
-def _parallel(paths: Sequence[str], cfg: Config) -> list[Record]:
-  columns = []
-  for path in paths:
-    with files.opened(path) as file:
-      columns.append([line.rstrip("\r\n") for line in file])
-  for path, column in zip(paths, columns):
-    if len(column) != len(columns[0]):
-      raise UserError(f"data: '{path}' has {len(column)} lines and '{paths[0]}' {len(columns[0])}: line i of each is one record, so they must have as many.")
-  for role, column in cfg.fields.items():
-    if not isinstance(column, int) or not 0 <= column < len(paths):
-      raise UserError(f"data.fields.{role} is {column!r}: of parallel files it is the number of the file, 0 to {len(paths) - 1}.")
-  line = lambda i: {role: columns[column][i] for role, column in cfg.fields.items()}
-  return [_record(line(i), f"line {i + 1} of '{paths[0]}'") for i in range(len(columns[0]))]
-
-
-def _record(found: Mapping[str, Any], where: str) -> Record:
-  """A record of what a line holds: every field there, each of its type.
-
-  JSON may hold lists: of the words and tags, of the sentences of a text, which are joined, and of several targets, of which the first counts.
-  """
-  record: dict[str, Any] = {}
-  for role, value in found.items():
-    if value is None or value == []:
-      raise UserError(f"data: {where} has no '{role}' (see data.fields.{role}): mend or leave out that line.")
-    if role in ("words", "tags"):
-      value = value.split() if isinstance(value, str) else [str(item) for item in value]
-    elif isinstance(value, list):
-      value = str(value[0]) if role == "target" else " ".join(map(str, value))
-    else:
-      value = str(value)
-    if role == "score":
-      try:
-        value = float(value)
-      except ValueError:
-        value = math.nan
-      if not math.isfinite(value):
-        raise UserError(f"data: {where}: the score '{found[role]}' is no finite number; mend or leave out that line.")
-    record[role] = value
-  if "tags" in record and len(record["tags"]) != len(record.get("words", ())):
-    raise UserError(f"data: {where} has {len(record.get('words', ()))} words and {len(record['tags'])} tags: mend or leave out that line.")
-  return record
 
 
 # --- rows --------------------------------------------------------------------------------------------------------------------
@@ -325,7 +182,7 @@ def file_rows(tokens: tokenizer.Tokenizer, cfg: Config, path: str, element_spec:
   Args:
     labels: the names of the classes that the model was trained on.
   """
-  return encode(read((path,), _held_out(cfg)), tokens, cfg.length, labels or cfg.labels, element_spec)
+  return encode(tables.read((path,), _held_out(cfg)), tokens, cfg.length, labels or cfg.labels, element_spec)
 
 
 def _rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field], split: str) -> Rows:

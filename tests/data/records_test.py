@@ -13,7 +13,7 @@ import pytest
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.types import Field
-from research.data import imported, records, tokenizer
+from research.data import imported, records, tables, tokenizer
 from research.data.sources.files import data_root
 
 
@@ -25,6 +25,10 @@ def spec(length, *names, **more):
 TEXT = ("tokens", "segments", "types")
 LABEL = dict(label=((), "int32", ()))
 SCORE = dict(label=((), "float32", ()))
+
+
+def read(paths, cfg):
+  return tables.read(paths, tables.Form(cfg.format, cfg.header, cfg.fields))
 
 
 def config(folder, **changes):
@@ -213,11 +217,11 @@ def test_sources_and_targets(tmp_path, form):
 def test_columns_by_name_and_quotes(tmp_path):
   (tmp_path / "train.csv").write_text('id,label,sentence\r\n1,pos,"so, ""good"""\r\n2,neg,bad\r\n', newline="")
   cfg = config(tmp_path, train=(str(tmp_path / "train.csv"),), valid=(str(tmp_path / "train.csv"),), fields={"first": "sentence", "label": "label"})
-  assert records.read(cfg.train, cfg) == [{"first": 'so, "good"', "label": "pos"}, {"first": "bad", "label": "neg"}]
+  assert read(cfg.train, cfg) == [{"first": 'so, "good"', "label": "pos"}, {"first": "bad", "label": "neg"}]
   numbers = config(tmp_path, train=cfg.train, valid=cfg.valid, fields={"first": 2, "label": 1}, header=True)
-  assert records.read(cfg.train, numbers) == records.read(cfg.train, cfg)
+  assert read(cfg.train, numbers) == read(cfg.train, cfg)
   (tmp_path / "quote.tsv").write_text('she said "no\tneg\n')
-  assert records.read((str(tmp_path / "quote.tsv"),), config(tmp_path)) == [{"first": 'she said "no', "label": "neg"}]
+  assert read((str(tmp_path / "quote.tsv"),), config(tmp_path)) == [{"first": 'she said "no', "label": "neg"}]
 
 
 def test_a_file_of_its_own_is_read_with_the_classes_of_the_training(tmp_path):
@@ -290,6 +294,6 @@ def test_wnut17_is_read_whole(split, path, count, entities):
   full = os.path.join(data_root(), "ner_wnut17", path)
   if not os.path.isfile(full):
     pytest.skip(f"no {full}")
-  found = records.read((f"$RESEARCH_DATA/ner_wnut17/{path}",), configs.typed(configs.use("data.records", fields={})))
+  found = read((f"$RESEARCH_DATA/ner_wnut17/{path}",), configs.typed(configs.use("data.records", fields={})))
   assert len(found) == count
   assert Counter(tag[0] for record in found for tag in record["tags"])["B"] == entities
