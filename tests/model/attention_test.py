@@ -66,12 +66,14 @@ def test_blocks_of_causal_attention_equal_the_whole(heads, length, monkeypatch):
   sight = Sight(positions, positions, segments, segments, kind="causal")
   run = lambda q, k, v, bias: attend(q, k, v, sight, scale=0.3, bias=bias, window=4)
   loss = lambda *x: (run(*x) ** 2).sum()
+  both = lambda: jax.jit(lambda *x: (run(*x), jax.grad(loss, (0, 1, 2, 3))(*x)))(q, k, v, bias)
   assert len(core._blocks(sight, length)) == 1
-  whole, grads = run(q, k, v, bias), jax.grad(loss, (0, 1, 2, 3))(q, k, v, bias)
+  whole, grads = both()
   monkeypatch.setattr(core, "BLOCK", 2)
   assert len(core._blocks(sight, length)) == length // 2
-  np.testing.assert_allclose(run(q, k, v, bias), whole, atol=2e-6)
-  for a, b in zip(jax.grad(loss, (0, 1, 2, 3))(q, k, v, bias), grads):
+  in_blocks, of_blocks = both()
+  np.testing.assert_allclose(in_blocks, whole, atol=2e-6)
+  for a, b in zip(of_blocks, grads):
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 

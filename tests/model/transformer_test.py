@@ -29,7 +29,8 @@ def build(length=L, heads=None, **changes):
   # Random values everywhere: zeros and ones would hide a missing bias or scale.
   leaves, tree = jax.tree.flatten(params)
   noisy = [leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-  return model, jax.tree.unflatten(tree, noisy), transformer.bind(model)
+  # Compiled as a whole: one operation after the other, each would be compiled by itself.
+  return model, jax.tree.unflatten(tree, noisy), jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
 
 
 def tokens(rows=2, length=L, seed=0):

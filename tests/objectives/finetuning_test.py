@@ -87,7 +87,7 @@ def test_the_log_probability_is_that_of_the_tokens_one_by_one():
   rows = common.rows(objective, 2, packed=False)
   rows["tokens"], rows["segments"] = rows["tokens"][:, :5], rows["segments"][:, :5]
   rows["segments"][1, 3:] = 0
-  found = objective.logprob(apply, params, rows, None)
+  found, apply = objective.logprob(apply, params, rows, None), jax.jit(apply)
   for b, count in enumerate((5, 3)):
     total, text = 0.0, [common.SPECIAL["bos"]]
     for token in rows["tokens"][b, :count]:

@@ -61,8 +61,9 @@ def test_the_masked_part_is_masked_lm_itself():
   joined, alone = corrupted(objective, KEY, batch, 0), corrupted(masked, KEY, batch, 0)
   np.testing.assert_array_equal(joined.inputs.tokens, alone.inputs.tokens)
   np.testing.assert_array_equal(joined.inputs.types, batch.rows["types"])
-  terms, _ = objective.loss(apply, params, joined, None, False)
-  same, _ = masked.loss(apply, params, alone._replace(inputs=alone.inputs.replace(types=jnp.asarray(batch.rows["types"]))), None, False)
+  terms, _ = jax.jit(lambda params: objective.loss(apply, params, joined, None, False))(params)
+  typed = alone._replace(inputs=alone.inputs.replace(types=jnp.asarray(batch.rows["types"])))
+  same, _ = jax.jit(lambda params: masked.loss(apply, params, typed, None, False))(params)
   assert float(terms["mlm"].total) == pytest.approx(float(same["mlm"].total), rel=1e-5)
   values = finish(objective, {f"loss_{term}": mean for term, mean in terms.items()})
   assert values["loss"] == pytest.approx(2 * values["loss_mlm"] + 0.5 * values["loss_nsp"])
@@ -76,7 +77,8 @@ def test_one_forward_pass_serves_both():
     calls.append(kwargs["read"])
     return apply(*args, **kwargs)
 
-  objective.loss(counted, params, corrupted(objective, KEY, common.batch(objective, 2), 0), None, False)
+  example = corrupted(objective, KEY, common.batch(objective, 2), 0)
+  jax.eval_shape(lambda params: objective.loss(counted, params, example, None, False), params)
   assert len(calls) == 1 and set(calls[0]) == {"mlm", "nsp"}
 
 
