@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from research.core.config import Component, find
 from research.core.config import make as make_component
 from research.core.types import Field, Mean, Vocab
 from research.model.inputs import HeadConfig, Inputs
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, join
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, class_loss, join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +36,9 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
 
   def loss(apply, params, example, key, train):
     output = apply(params, example.inputs, read={"nsp": example.positions["nsp"]}, key=key, train=train)
-    logits, targets, weights = output.heads["nsp"], example.targets["nsp"], example.weights["nsp"]
-    nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-    return {"nsp": Mean.of(nll, weights)}, {"next_sentence_accuracy": Mean.of(jnp.argmax(logits, axis=-1) == targets, weights)}
+    weights = example.weights["nsp"]
+    total, _, correct = class_loss(output.heads["nsp"], example.targets["nsp"], weights)
+    return {"nsp": Mean(total, jnp.sum(weights))}, {"next_sentence_accuracy": Mean.of(correct, weights)}
 
   whole_row = lambda meaning: Field((length,), "int32", ROW_AXES, meaning)
   pair = Objective(

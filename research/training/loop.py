@@ -282,7 +282,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
                                state.step)  # fmt: skip
         loss = valid["loss"]
         board.write(step, "valid", valid)
-        for line in alarms.valid(step, valid.get("loss_mlm", loss)):  # of two terms the baseline tells one
+        for line in alarms.valid(step, valid.get(f"loss_{next(iter(run.objective.factors))}", loss)):  # of several terms the first is that of the text
           board.say(line)
       if save:
         meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),

@@ -47,7 +47,7 @@ def test_texts_that_belong_together(tmp_path):
   (tmp_path / "pairs.tsv").write_text("one text\tits other\n" * 6)
   data = use("data.groups", train=(str(tmp_path / "pairs.tsv"),), valid=(str(tmp_path / "pairs.tsv"),), tokenizer=BYTES, length=16)
   found = page(tmp_path, "contrastive", data, texts=2)
-  assert "original 1o" in found.replace(" o", "o") and "original 2" in found and "told apart from the others" in found
+  assert "original 1" in found and "original 2" in found and "told apart from the others" in found
 
 
 def test_an_image_and_its_caption(tmp_path):
