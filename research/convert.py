@@ -13,7 +13,7 @@ from __future__ import annotations
 from research.core import startup
 
 if __name__ == "__main__":
-  startup.prepare()
+  startup.quiet()  # a heap that is not given back would hold a large model twice
 
 import json
 import os

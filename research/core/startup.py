@@ -18,6 +18,11 @@ def prepare() -> None:
     os.environ["GLIBC_TUNABLES"] = MALLOC
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)
+  quiet()
+
+
+def quiet() -> None:
+  """What `prepare` does but for malloc: alone for commands that compute little and must give memory back."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   logging.getLogger("absl").setLevel(logging.ERROR)
   # Where orbax fails to read one array, its readers of the others go on, find their event loop closed, and each says so.
