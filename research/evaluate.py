@@ -129,7 +129,7 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   path = os.path.join(workdir, "evaluations.json")
   kept = json.load(open(path, encoding="utf-8")) if os.path.isfile(path) else {}  # noqa: SIM115
   for name, entry in results.items():
-    kept[name if data is None else f"{name} of {data}"] = entry
+    kept[name + (f" of {data}" if data else "") + (f" at step {step}" if step is not None else "")] = entry
   with open(path + ".tmp", "w", encoding="utf-8") as file:
     json.dump(kept, file, indent=2)
   os.replace(path + ".tmp", path)

@@ -48,6 +48,7 @@ ARCHITECTURES = {  # objective, or a variant of it -> what it trains
     "image_classification": "encoder",
     "classification": "encoder",
     "tagging": "encoder",
+    "similarity": "encoder",
     "seq2seq": "encoder–decoder",
 }
 

@@ -44,7 +44,7 @@ def get_config(name: str = "causal_lm"):
       objective=objective or use(f"objectives.{name}"),
       optimizer=use("optim.optimizer", algorithm="muon", schedule=use("optim.schedule", peak=3e-3, warmup=50, shape="linear", end=0.0)),
       evaluate=use("training.evaluation", every=250, batch_size=128),
-      checkpoint=use("training.checkpoint", every=500, keep_best=0),
+      checkpoint=use("training.checkpoint", every=500, steps=(0,), keep=1, keep_best=0),
   )
   if name == "next_sentence":
     config.data = use("data.pairs", sources=sources(), tokenizer=use("data.tokenizer", vocab_size=4096), length=LENGTH, passes=2)

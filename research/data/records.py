@@ -152,7 +152,8 @@ class Rows:
       value = self._arrays[index][SEEN.get(name, name)]
       if field.shape:
         row[name] = np.full(field.shape, self._fill.get(name, 0), field.dtype)
-        row[name][: len(value)] = 1 if name in SEEN else value
+        for place, part in zip(np.atleast_2d(row[name]), value if len(field.shape) == 2 else (value,)):
+          place[: len(part)] = 1 if name in SEEN else part
       else:
         row[name] = np.asarray(value, field.dtype)
     return row
@@ -198,12 +199,14 @@ def encode(records: Sequence[Record], tokens: tokenizer.Tokenizer, length: int, 
   for name, field in element_spec.items():
     if name not in DELIVERED:
       raise UserError(f"the objective asks for '{name}' ({field.meaning}), which records do not deliver.")
-  if (width := element_spec["tokens"].shape[0]) != length:
+  if (width := element_spec["tokens"].shape[-1]) != length:
     raise UserError(f"the objective asks for rows of {width} tokens, but records have data.length, {length}.")
   if "source" in element_spec:
     arrays, cut = _sequences(records, tokens, length, element_spec["source"].shape[0])
   elif "tags" in element_spec:
     arrays, cut = _tagged(records, tokens, length, _number(labels))
+  elif len(element_spec["tokens"].shape) == 2:
+    arrays, cut = _apart(records, tokens, length)
   else:
     arrays, cut = _joined(records, tokens, length)
   if "label" in element_spec:
@@ -245,6 +248,17 @@ def _joined(records: Sequence[Record], tokens: tokenizer.Tokenizer, length: int)
     ids, types = tokens.join(a[:keep], None if b is None else b[:other])
     arrays.append({"tokens": ids, "types": types})
   return arrays, cut
+
+
+def _apart(records: Sequence[Record], tokens: tokenizer.Tokenizer, length: int) -> tuple[list[dict[str, Any]], int]:
+  """The two texts of each record, each with the tokens around it in a sequence of its own; a longer one loses its end."""
+  room = length - len(tokens.wrap([]))
+  pairs = list(zip(*(tokens.encode_batch(_field(records, role)) for role in ("first", "second"))))
+  arrays = [{"tokens": [tokens.wrap(ids[:room]) for ids in pair]} for pair in pairs]
+  for record, array in zip(records, arrays):
+    if not all(map(len, array["tokens"])):
+      raise UserError(f"data: a text of the pair {record['first'][:60]!r} and {record['second'][:60]!r} has no token in this vocabulary: leave out that record.")
+  return arrays, sum(any(len(ids) > room for ids in pair) for pair in pairs)
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

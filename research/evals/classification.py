@@ -38,7 +38,7 @@ def make(cfg: Config, objective: Objective):
 
   def evaluate(apply, params: PyTree, rows: stream.Rows) -> Scores:
     found, example = answers.collect(objective, apply, params, rows, cfg.batch_size)
-    labels = np.asarray(example.targets["class"])[:, 0]
+    (labels,) = (np.asarray(targets)[:, 0] for targets in example.targets.values())
     if "score" in found:
       return numbers(found["score"], labels, cfg.resamples)
     return classes(found["class"], labels, objective.classes, cfg.resamples)

@@ -32,7 +32,7 @@ def make_step(apply: Callable, objective: Objective) -> Callable[[PyTree, Batch,
 
 
 def run(step: Callable, params: PyTree, objective: Objective, rows: stream.Rows, batch_size: int, mesh, key: Array, at: Array) -> dict[str, float]:
-  """Loss and metrics over all of `rows`; for a single-term objective `perplexity` = e^loss too.
+  """Loss and metrics over all of `rows`; for an objective whose one term is a likelihood of text `perplexity` = e^loss too.
 
   Args:
     step: `make_step`, jitted.
@@ -46,6 +46,6 @@ def run(step: Callable, params: PyTree, objective: Objective, rows: stream.Rows,
       sums = step(params, meshes.put(batch, mesh), key, at)
       total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
   values = finish(objective, jax.device_get(total))
-  if len(objective.factors) == 1:
+  if len(objective.factors) == 1 and objective.logprob is not None:
     values["perplexity"] = math.exp(min(values["loss"], 700.0))
   return values

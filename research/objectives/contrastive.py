@@ -12,24 +12,21 @@ unlike texts lie.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from research.core.types import Field, Mean, Vocab
-from research.model.inputs import EMBEDDING, HeadConfig, Inputs
+from research.model.inputs import Inputs
 from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective
+from research.objectives.embedding import Embedding, vectors
 from research.objectives.in_batch import info_nce
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Embedding):
   texts: int = 1  # of a row: 1, seen twice under dropout; 2, anchor and positive; more, hard negatives as well
   temperature: float = 0.05  # cosines are divided by it
   symmetric: bool = False  # positives look for their anchors too
-  pool: Literal["mean", "first"] = "mean"  # the vector is the mean over the text, or that of its first token
-  transform: bool = False  # dense and tanh before it, as in BERT's pooler
   causal: bool = False  # tokens see the past only
 
   def __post_init__(self):
@@ -53,35 +50,29 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     pair = jnp.all(jnp.any(segments[:2] > 0, axis=1))  # rows without one of the two are padding
     return Example(inputs, {}, {"contrastive": pair.astype(jnp.float32)}, {})
 
-  def vectors_of(apply, params, example, key=None, train=False):
-    """[B, views, D]."""
-    each = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), example.inputs)
-    found = apply(params, each, read={EMBEDDING: None}, key=key, train=train).heads[EMBEDDING]
-    return found.reshape(-1, views, found.shape[-1])
-
   def loss(apply, params, example, key, train):
     inputs, weights = example.inputs, example.weights["contrastive"]
-    rows, vectors = weights.shape[0], vectors_of(apply, params, example, key, train)
+    rows, found = weights.shape[0], vectors(apply, params, inputs, key, train)
     present = (weights > 0)[:, None] & jnp.any(inputs.segments > 0, axis=2)
-    anchors, others = vectors[:, 0], vectors[:, 1:].reshape(rows * (views - 1), -1)
+    anchors, others = found[:, 0], found[:, 1:].reshape(rows * (views - 1), -1)
     own, scale = jnp.arange(rows), 1 / cfg.temperature
     nll, correct = info_nce(anchors, others, own * (views - 1), present[:, 1:].reshape(-1), scale)
     if cfg.symmetric:
-      nll = (nll + info_nce(vectors[:, 1], anchors, own, present[:, 0], scale).nll) / 2
+      nll = (nll + info_nce(found[:, 1], anchors, own, present[:, 0], scale).nll) / 2
     metrics = {
         "accuracy": Mean.of(correct, weights),
-        "positive_cosine": Mean.of(jnp.sum(anchors * vectors[:, 1], axis=-1), weights),
+        "positive_cosine": Mean.of(jnp.sum(anchors * found[:, 1], axis=-1), weights),
     }
     return {"contrastive": Mean.of(nll, weights)}, metrics
 
   def predict(apply, params, example):
-    found = vectors_of(apply, params, example)
+    found = vectors(apply, params, example.inputs)
     return {"anchor": found[:, 0], "positive": found[:, 1]}
 
   meaning = "the text" if cfg.texts == 1 else "the texts: an anchor, its positive, then hard negatives"
   return Objective(
       element_spec={"tokens": Field(shape, "int32", axes, meaning), "segments": Field(shape, "int32", axes, SEGMENTS_MEANING)},
-      heads={EMBEDDING: HeadConfig(kind="vector", pool=cfg.pool, transform=cfg.transform, activation="tanh", normalize=True)},
+      heads=cfg.heads(),
       corrupt=corrupt,
       loss=loss,
       factors={"contrastive": 1.0},

@@ -25,6 +25,7 @@ CHUNK = 16_000_000  # bytes of an array that are compressed at a time, where mem
 @dataclasses.dataclass(frozen=True)
 class Config:
   every: int = 500  # steps from one save to the next; the last step is always saved
+  steps: tuple[int, ...] = ()  # more steps that are saved, and stay for good; 0: before the first update
   keep: int = 2  # how many of the latest stay
   keep_every: int | None = None  # steps whose multiples stay for good
   keep_best: int = 1  # how many with the lowest validation loss stay
@@ -58,6 +59,8 @@ class Checkpoints:
       if cfg.keep_best:
         lowest_last = dict(get_metric_fn=_loss, reverse=True, keep_checkpoints_without_metrics=False)
         keep.append(policies.BestN(n=cfg.keep_best, **lowest_last))
+      if cfg.steps:
+        keep.append(policies.CustomSteps(cfg.steps))
       if cfg.keep_every:
         keep.append(policies.EveryNSteps(cfg.keep_every))
       options = ocp.CheckpointManagerOptions(

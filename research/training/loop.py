@@ -248,6 +248,14 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
         raise UserError(f"the last {skips[-1] - skips[-1 - STREAK]} updates were all skipped (loss or gradient not finite, or above optimizer.spike): lower the "
                         f"learning rate; checkpoints before step {at} are kept in '{workdir}'.")  # fmt: skip
 
+    def save(loss: float | None) -> None:
+      meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
+              "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())),
+              "batch_size": cfg.batch_size, "wall_seconds": wall_before + time.perf_counter() - started}  # fmt: skip
+      checkpoints.save(state, meta, loss)
+
+    if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
+      save(None)
     for batch in batches:
       if compiled is None:  # one trace serves the count of operations and the compilation
         traced = train_step.trace(state, batch)
@@ -270,8 +278,8 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
         pending = (step, metrics)
       done, ending = step == cfg.steps, step == cfg.steps or stop.signal is not None
-      evaluate, save = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or ending
-      if not (evaluate or save):
+      evaluate, kept = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
+      if not (evaluate or kept):
         continue
       report()
       pause = time.perf_counter()
@@ -284,12 +292,8 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
         board.write(step, "valid", valid)
         for line in alarms.valid(step, valid.get(f"loss_{next(iter(run.objective.factors))}", loss)):  # of several terms the first is that of the text
           board.say(line)
-      if save:
-        meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
-                "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())),
-                "batch_size": cfg.batch_size,
-                "wall_seconds": wall_before + time.perf_counter() - started}  # fmt: skip
-        checkpoints.save(state, meta, loss)
+      if kept:
+        save(loss)
       mark += time.perf_counter() - pause
       if ending:
         break

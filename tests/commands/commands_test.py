@@ -56,13 +56,13 @@ def test_evaluate_scores_the_validation_split_and_any_text(run, runs, tmp_path):
   (tmp_path / "some.txt").write_text("words that the model has never seen\n" * 5)
   status, out, _ = run(evaluate, f"--workdir={workdir}", f"--data={tmp_path / 'some.txt'}", "--step=3")
   found = json.loads(pathlib.Path(workdir, "evaluations.json").read_text())
-  assert found.keys() == {"likelihood", "loss", f"likelihood of {tmp_path / 'some.txt'}"}
+  assert found.keys() == {"likelihood", "loss", f"likelihood of {tmp_path / 'some.txt'} at step 3"}
   scores = found["likelihood"]["scores"]
   assert all(s["low"] <= s["value"] <= s["high"] for s in scores.values())
   summary = json.loads(pathlib.Path(workdir, "summary.json").read_text())
   assert scores["loss"]["value"] == pytest.approx(summary["valid"]["loss"], rel=1e-5)
   assert found["loss"]["scores"]["loss"]["value"] == pytest.approx(summary["valid"]["loss"], rel=1e-5)
-  other = found[f"likelihood of {tmp_path / 'some.txt'}"]
+  other = found[f"likelihood of {tmp_path / 'some.txt'} at step 3"]
   assert other["settings"]["step"] == 3 and other["scores"]["loss"]["value"] != scores["loss"]["value"]
 
 
@@ -230,7 +230,7 @@ def process(module, *arguments):
 
 
 @pytest.mark.long
-def test_train_from_the_command_line(config, tmp_path):
+def test_train_from_the_command_line(config, tmp_path, fails):
   """Once as a user starts it: nothing on stderr, a table at the end; and a mistake in a config file."""
   workdir = tmp_path / "run"
   done = process("research.train", f"--config={config}", f"--workdir={workdir}", *(f"--config.{item}" for item in OVERRIDES))
@@ -239,8 +239,7 @@ def test_train_from_the_command_line(config, tmp_path):
   assert (workdir / "compilation_cache").is_dir() and (workdir / "summary.json").is_file()
   wrong = tmp_path / "wrong.py"
   wrong.write_text(pathlib.Path(config).read_text().replace("return use(", "config = use(") + "\n  config.optimizer.peek = 1\n")
-  done = process("research.train", f"--config={wrong}", f"--workdir={tmp_path / 'other'}")
-  assert done.returncode == 2 and done.stderr.startswith("error: config file") and done.stderr.count("\n") == 1 and "'peek'" in done.stderr
+  fails(train, [f"--config={wrong}", f"--workdir={tmp_path / 'other'}"], "error: config file", "'peek'")
   assert not (tmp_path / "other").exists()
 
 

@@ -30,8 +30,8 @@ VARIANTS = {  # other ways of an objective, which keep the contracts too: object
     "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
 }
 MODELS = {"permutation_lm": dict(queries=True), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
-DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "contrastive", "contrastive-causal"}  # `corrupt` draws nothing
-LABELS = {"classification": "label", "image_classification": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
+DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "similarity", "contrastive", "contrastive-causal"}  # `corrupt` draws nothing
+LABELS = {"classification": "label", "image_classification": "label", "similarity": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
 IN_BATCH = "a row is told apart from the other rows of its batch"
 ONE_TEXT = "a row is one text, whatever documents it was cut from"
 NO_TOKENS = "its targets are no tokens"
@@ -41,6 +41,8 @@ EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
     ("tagging", "hidden targets"): NO_TOKENS,
     ("image_classification", "packing"): "an image is a whole row",
     ("image_classification", "hidden targets"): NO_TOKENS,
+    ("similarity", "packing"): ONE_TEXT,
+    ("similarity", "hidden targets"): NO_TOKENS,
     ("contrastive", "packing"): ONE_TEXT,
     ("contrastive", "evaluation batch"): IN_BATCH,
     ("contrastive", "hidden targets"): NO_TOKENS,
@@ -87,7 +89,8 @@ def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
     stack = both if "tokens" in objective.element_spec else dataclasses.replace(stack, patches=cut)
   model = configs.make(stack, SIZE, objective.heads, length)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
-  return objective, model, params, transformer.bind(model)
+  # Compiled as a whole: a test that calls it op by op would compile each of them.
+  return objective, model, params, jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
 
 
 def objectives(contract: str, variants: bool = True):

@@ -1,7 +1,5 @@
 """What every objective promises; a new file in research/objectives joins by lying there."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +32,9 @@ def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name)
   batch = common.batch(objective, 6)
   corrupt = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))
   whole = corrupt(batch)
-  for start in (0, 2, 5):
-    part = corrupt(jax.tree.map(lambda x: x[start:], batch))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[start:], b), whole, part)
+  for rows in (slice(None, None, -1), slice(4, None)):  # in another order, and fewer
+    part = corrupt(jax.tree.map(lambda x: x[rows], batch))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[rows], b), whole, part)
   later = corrupt(batch._replace(index=batch.index + np.uint32([1, 0])))
   same = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), whole, later)))
   assert same == (name in common.DETERMINISTIC)
@@ -100,8 +98,7 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
 
 
 @each_objective
-@pytest.mark.parametrize("parts", [2, 4])
-def test_microbatches_equal_one_batch(name, parts):
+def test_microbatches_equal_one_batch(name):
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 8)
   optimizer = optax.with_extra_args_support(optax.sgd(1.0))  # the change of the parameters is the gradient
@@ -111,10 +108,12 @@ def test_microbatches_equal_one_batch(name, parts):
     after, metrics = step(common.state(params, optimizer), batch)
     return metrics["loss"], jax.tree.map(lambda a, b: a - b, params, after.params)
 
-  (loss, one), (loss_parts, many) = gradient(1), gradient(parts)
-  assert float(loss) == pytest.approx(float(loss_parts), rel=1e-6)
+  loss, one = gradient(1)
   norm = optax.tree.norm(one)
-  assert float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, one, many))) <= 1e-5 * float(norm)
+  for parts in (2, 4):
+    loss_parts, many = gradient(parts)
+    assert float(loss) == pytest.approx(float(loss_parts), rel=1e-6)
+    assert float(optax.tree.norm(jax.tree.map(lambda a, b: a - b, one, many))) <= 1e-5 * float(norm)
 
 
 class Rows:
@@ -136,7 +135,7 @@ def test_a_score_does_not_depend_on_the_evaluation_batch(name):
   split = Rows(common.rows(objective, 13))
   mesh = meshes.make(meshes.Config(), jax.devices()[:1])
   step = jax.jit(loss_eval.make_step(apply, objective))
-  scores = [loss_eval.run(step, params, objective, split, size, mesh, KEY, 0) for size in (1, 4, 13, 16)]
+  scores = [loss_eval.run(step, params, objective, split, size, mesh, KEY, 0) for size in (1, 4, 16)]
   for other in scores[1:]:
     assert other == pytest.approx(scores[0], rel=2e-6)
 
@@ -188,37 +187,36 @@ def test_no_score_depends_on_the_label_it_is_to_predict(name):
   batch, field = common.batch(objective, 3), common.LABELS[name]
 
   def scores(**changes):
+    """What the loss reads of the model, and the loss."""
+    read = []
+
+    def seen(*args, **kwargs):
+      output = apply(*args, **kwargs)
+      read.append(output.heads)
+      return output
+
     example = corrupted(objective, KEY, batch._replace(rows={**batch.rows, **changes}), 0)
-    output = apply(params, example.inputs, read={head: example.positions.get(head) for head in objective.heads})
-    terms, _ = objective.loss(apply, params, example, None, False)
-    return {head: np.asarray(common.scores(output, head)) for head in objective.heads}, float(sum(term.total for term in terms.values()))
+    terms, _ = objective.loss(seen, params, example, None, False)
+    return read, float(sum(term.total for term in terms.values()))
 
   labels, other = batch.rows[field], common.rows(objective, 3, seed=1)
-  (was, loss), (now, changed) = scores(), scores(**{field: np.where(labels >= 0, (labels + 1) % objective.classes, -1).astype(np.int32)})
+  wrong = labels + 1 if objective.classes is None else np.where(labels >= 0, (labels + 1) % objective.classes, -1)
+  (was, loss), (now, changed) = scores(), scores(**{field: wrong.astype(labels.dtype)})
   assert loss != changed
   jax.tree.map(np.testing.assert_array_equal, was, now)
   moved, _ = scores(**{name: values for name, values in other.items() if name != field})
-  assert all((was[head] != moved[head]).any() for head in was)
-
-
-@functools.cache
-def on_one_device(name):
-  from tests.mesh_invariance import losses
-
-  return losses(name, dict(data=1), 8, **shallow(name))
-
-
-def shallow(name):
-  """Keys of the model: a layer less of each stack is a second less of compilation on each mesh."""
-  return {key: 1 for key in ("layers", *(key for key in common.MODELS.get(name, {}) if key == "encoder_layers"))}
+  assert any((a != b).any() for a, b in zip(jax.tree.leaves(was), jax.tree.leaves(moved)))
 
 
 @each_objective
-@pytest.mark.parametrize("axes", [dict(data=8), dict(fsdp=2, tensor=2, data=2)], ids=["data8", "fsdp2_tensor2_data2"])
-def test_any_mesh_gives_the_same_losses(name, axes):
-  """Eight steps with dropout; tests/mesh_invariance.py runs fifty on every mesh."""
+def test_any_mesh_gives_the_same_losses(name):
+  """Eight steps with dropout on two meshes; tests/mesh_invariance.py runs fifty on every mesh."""
   from tests.mesh_invariance import losses
 
-  one, many = on_one_device(name), losses(name, axes, 8, **shallow(name))
-  assert many[0] == pytest.approx(one[0], rel=1e-6)
-  assert np.abs(np.array(one) - many).max() <= 1e-5
+  # A layer less of each stack is a second less of compilation on each mesh.
+  shallow = {key: 1 for key in ("layers", *(key for key in common.MODELS.get(name, {}) if key == "encoder_layers"))}
+  one = losses(name, dict(data=1), 8, **shallow)
+  for axes in (dict(data=8), dict(fsdp=2, tensor=2, data=2)):
+    many = losses(name, axes, 8, **shallow)
+    assert many[0] == pytest.approx(one[0], rel=1e-6), axes
+    assert np.abs(np.array(one) - many).max() <= 1e-5, axes

@@ -76,6 +76,21 @@ def test_a_pair_is_joined_and_loses_the_end_of_its_longer_text(tmp_path):
   assert rows.cut == 3
 
 
+def test_two_texts_apart_each_lose_their_own_end(tmp_path):
+  write(tmp_path, "a\tb\t1\n", "abcdefghijklm\tuvw\t2.5\nab\tc\t0\n")
+  cfg = config(tmp_path, fields={"first": 0, "second": 1, "score": 2})
+  ready = prepared(cfg, tmp_path)
+  two = {name: Field((2, 12), "int32", (None, "length"), name) for name in ("tokens", "segments")}
+  rows = records.valid_rows(ready, cfg, two | spec(12, **SCORE))
+  for row, texts, score in zip((rows[0], rows[1]), (("abcdefghijkl", "uvw"), ("ab", "c")), (2.5, 0)):
+    for place, text in enumerate(texts):
+      ids = ready.tokenizer.wrap(ready.tokenizer.encode(text))
+      assert row["tokens"][place].tolist() == [*ids, *[ready.tokenizer.pad] * (12 - len(ids))]
+      assert row["segments"][place].tolist() == [1] * len(ids) + [0] * (12 - len(ids))
+    assert row["label"] == np.float32(score)
+  assert rows.cut == 1
+
+
 def test_lengths_of_a_cut_pair_are_those_of_the_loop():
   def loop(a, b, room):
     while a + b > room:

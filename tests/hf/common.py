@@ -137,24 +137,16 @@ def check_logits(pair: Pair, length: int = 11) -> None:
   close(our_logits(pair, tokens), their_logits(pair, tokens))
 
 
-def check_padding(pair: Pair) -> None:
-  """A row padded on the right: their attention_mask is our segments."""
+def check_rows(pair: Pair) -> None:
+  """A whole row, one padded on the right and one that packs two documents, in one batch; their attention_mask is our segments."""
   torch, _ = reference()
-  tokens = rows(pair.loaded.described.vocab_size)
-  mask = np.ones_like(tokens)
-  mask[0, 7:] = 0
-  theirs = their_logits(pair, tokens, attention_mask=torch.tensor(mask))
-  ours = our_logits(pair, tokens, segments=jnp.asarray(mask))
-  close(ours[mask == 1], theirs[mask == 1])
-
-
-def check_packed(pair: Pair) -> None:
-  """Our packed row against their separate documents."""
-  tokens = rows(pair.loaded.described.vocab_size, count=1)
-  segments = jnp.array([[1] * 5 + [2] * 4 + [0] * 2])
-  packed = our_logits(pair, tokens, segments=segments, positions=positions_within(segments))
+  tokens = rows(pair.loaded.described.vocab_size, count=3)
+  segments = np.array([[1] * 11, [1] * 7 + [0] * 4, [1] * 5 + [2] * 4 + [0] * 2])
+  ours = our_logits(pair, tokens, segments=jnp.asarray(segments), positions=positions_within(jnp.asarray(segments)))
+  mask = (segments[:2] > 0).astype(np.int64)
+  close(ours[:2][mask == 1], their_logits(pair, tokens[:2], attention_mask=torch.tensor(mask))[mask == 1])
   for start, stop in ((0, 5), (5, 9)):
-    close(packed[:, start:stop], their_logits(pair, tokens[:, start:stop]))
+    close(ours[2:, start:stop], their_logits(pair, tokens[2:, start:stop]))
 
 
 def check_cache(pair: Pair) -> None:
@@ -183,19 +175,20 @@ def their_gradients(pair: Pair, loss) -> dict[str, np.ndarray]:
 
 
 def check_gradients(pair: Pair) -> None:
-  """The gradient of the language-modelling loss, tensor by tensor, through the same rules as the weights."""
+  """The logits of plain rows, the language-modelling loss and its gradient, tensor by tensor, through the same rules as the weights."""
   torch, _ = reference()
   tokens = rows(pair.loaded.described.vocab_size)
   ids = torch.tensor(tokens, dtype=torch.long)
-  theirs = pair.theirs(input_ids=ids, labels=ids).loss
+  theirs = pair.theirs(input_ids=ids, labels=ids)
 
   def loss(params):
     logits = pair.apply(params, Inputs(jnp.asarray(tokens)), read={"lm": None}).heads["lm"].logits()
-    return lm_loss(logits, jnp.asarray(tokens))
+    return lm_loss(logits, jnp.asarray(tokens)), logits
 
-  ours, grads = jax.jit(jax.value_and_grad(loss))(pair.loaded.params)
-  assert abs(float(ours) - float(theirs.detach())) < 1e-5
-  compare_gradients(pair, grads, their_gradients(pair, theirs))
+  (ours, logits), grads = quick(jax.value_and_grad(loss, has_aux=True))(pair.loaded.params)
+  close(logits, theirs.logits.detach().numpy())
+  assert abs(float(ours) - float(theirs.loss.detach())) < 1e-5
+  compare_gradients(pair, grads, their_gradients(pair, theirs.loss))
 
 
 def compare_gradients(pair: Pair, grads, theirs: dict[str, np.ndarray]) -> None:

@@ -28,23 +28,15 @@ def pair(request, tmp_path_factory):
   return common.make_pair(case(request.param), tmp_path_factory.mktemp("gpt2"), request.param)
 
 
-def test_logits(pair):
-  common.check_logits(pair)
-
-
-def test_padding(pair):
-  common.check_padding(pair)
-
-
-def test_packed(pair):
-  common.check_packed(pair)
+def test_padding_and_packing(pair):
+  common.check_rows(pair)
 
 
 def test_cache(pair):
   common.check_cache(pair)
 
 
-def test_gradients(pair):
+def test_logits_and_gradients(pair):
   common.check_gradients(pair)
 
 

@@ -45,7 +45,6 @@ def mistral(seed):
 
 
 CASES = [llama(0), llama(1), llama(2, "linear"), llama(3, "llama3"), llama(4, "yarn"), llama(5, "yarn_mscale"), mistral(0), mistral(1), mistral(4)]
-WHOLE = [CASES[i] for i in (0, 1, 3, 6, 8)]  # go through every check, the others through two
 BY_LENGTH = [llama(6, "dynamic"), llama(7, "longrope")]  # speeds hang on the length of the row, so packing and caches follow other rules
 
 
@@ -59,33 +58,23 @@ BY_NAME = {case.name: case for case in CASES + BY_LENGTH}
 names = lambda cases: pytest.mark.parametrize("name", [case.name for case in cases])
 
 
-@names(CASES)
-def test_logits(pairs, name):
-  common.check_logits(pairs(name))
-
-
 @names(CASES + BY_LENGTH)
 def test_round_trip(pairs, name, tmp_path):
   common.check_round_trip(pairs(name), tmp_path)
 
 
-@names(WHOLE)
-def test_padding(pairs, name):
-  common.check_padding(pairs(name))
+@names(CASES)
+def test_padding_and_packing(pairs, name):
+  common.check_rows(pairs(name))
 
 
-@names(WHOLE)
-def test_packed(pairs, name):
-  common.check_packed(pairs(name))
-
-
-@names(WHOLE)
+@names(CASES)
 def test_cache(pairs, name):
   common.check_cache(pairs(name))
 
 
-@names(WHOLE)
-def test_gradients(pairs, name):
+@names(CASES)
+def test_logits_and_gradients(pairs, name):
   common.check_gradients(pairs(name))
 
 

@@ -90,13 +90,14 @@ def test_a_published_model_becomes_a_run(tmp_path, monkeypatch, run, name):
   pictures(tmp_path / "pictures", 6, captions=name == "clip")
   status, out, err = run(convert, "import", "published", "--workdir=imported")
   assert status == 0 and f"objectives.{objective}" in out and "--config.init_from=imported" in out, (out, err)
-  status, _, err = run(train, "--config=imported", "--workdir=trained", "--config.init_from=imported", *(f"--config.{flag}" for flag in [*TRAINING, *flags]))
-  assert status == 0, err
-  assert np.isfinite(json.loads((tmp_path / "trained" / "summary.json").read_text())["valid"]["loss"])
+  if name != "marian":  # trained as BART is
+    status, _, err = run(train, "--config=imported", "--workdir=trained", "--config.init_from=imported", *(f"--config.{flag}" for flag in [*TRAINING, *flags]))
+    assert status == 0, err
+    assert np.isfinite(json.loads((tmp_path / "trained" / "summary.json").read_text())["valid"]["loss"])
   status, out, err = run(evaluate, "--workdir=imported", f"--data={file}") if file else run(evaluate, "--workdir=trained")
   assert status == 0 and "value" in out, err
   if objective == "seq2seq":
-    status, out, err = run(generate, "--workdir=trained", "--prompt=w6 w7", "--length=4", "--temperature=0")
+    status, out, err = run(generate, "--workdir=imported", "--prompt=w6 w7", "--length=4", "--temperature=0")
     assert status == 0 and out.strip().startswith("w"), (out, err)
   status, _, err = run(convert, "export", "--workdir=imported", "--folder=out")
   assert status == 0, err

@@ -119,11 +119,8 @@ def test_both_streams_of_a_random_order_and_gradients(pair, memory):
     hidden = pair.apply(params, ours_of(rows), read={}, past=past).hidden
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), jnp.asarray(targets)[:, :, None], axis=-1)), (logits, hidden)
 
-  if memory:
-    (ours, (logits, hidden)), grads = common.quick(jax.value_and_grad(loss, has_aux=True))(pair.loaded.params)
-    common.compare_gradients(pair, grads, common.their_gradients(pair, theirs.loss))
-  else:
-    ours, (logits, hidden) = common.quick(loss)(pair.loaded.params)
+  (ours, (logits, hidden)), grads = common.quick(jax.value_and_grad(loss, has_aux=True))(pair.loaded.params)
+  common.compare_gradients(pair, grads, common.their_gradients(pair, theirs.loss))
   assert abs(float(ours) - theirs.loss.item()) < 1e-5
   close(logits, theirs.logits.detach().numpy())
   content, query = (state.detach().numpy() for state in theirs.hidden_states[-2:])

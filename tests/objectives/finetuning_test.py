@@ -56,6 +56,24 @@ def test_numbers():
   assert float(metrics["absolute_error"].value()) == pytest.approx(np.abs(score - batch.rows["label"]).mean(), rel=1e-5)
 
 
+def test_similarity_is_the_cosine_on_the_scale_of_the_scores():
+  objective, _, params, apply = common.build("similarity", low=1.0, high=3.0)
+  batch = common.batch(objective, 4)
+  example = corrupted(objective, KEY, batch, 0)
+  terms, metrics = objective.loss(apply, params, example, None, False)
+  score = np.asarray(objective.predict(apply, params, example)["score"])
+  for row in range(4):
+    first, second = (
+        np.asarray(apply(params, Inputs(batch.rows["tokens"][row, i][None], segments=np.minimum(batch.rows["segments"][row, i], 1)[None], kind="full"), read={}).hidden)[0]
+        [batch.rows["segments"][row, i] > 0].mean(0) for i in (0, 1)
+    )  # fmt: skip
+    assert score[row] == pytest.approx(1 + 2 * first @ second / np.linalg.norm(first) / np.linalg.norm(second), abs=1e-5)
+  assert float(terms["similarity"].value()) == pytest.approx(((score - batch.rows["label"]) ** 2).mean(), rel=1e-5)
+  assert float(metrics["absolute_error"].value()) == pytest.approx(np.abs(score - batch.rows["label"]).mean(), rel=1e-5)
+  with pytest.raises(UserError, match="low must be below high"):
+    common.build("similarity", low=5.0)
+
+
 def test_tags():
   objective, _, params, apply = common.build("tagging")
   batch = common.batch(objective, 4)

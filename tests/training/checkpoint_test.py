@@ -116,14 +116,14 @@ def test_a_sharded_state_comes_back_onto_one_device(state, tmp_path):
 
 def test_which_checkpoints_stay(tmp_path):
   small = common.state({"w": jnp.zeros(2)}, configs.make(optimizer.Config(), 200))
-  checkpoints = Checkpoints(str(tmp_path), Config(keep=2, keep_every=4, keep_best=1))
+  checkpoints = Checkpoints(str(tmp_path), Config(keep=2, keep_every=4, keep_best=1, steps=(1,)))
   losses = {1: 3.0, 2: 1.0, 3: None, 4: 2.0, 5: None, 6: 5.0, 7: 4.0, 8: None, 9: 4.5}
   for step, loss in losses.items():
     checkpoints.save(at(small, step), {**META, "step": step}, loss)
   checkpoints.wait()
-  assert checkpoints.steps() == [2, 4, 8, 9]  # the best; multiples of 4; the last two
+  assert checkpoints.steps() == [1, 2, 4, 8, 9]  # the one asked for; the best; multiples of 4; the last two
   checkpoints.close()
-  assert Checkpoints(str(tmp_path)).steps() == [2, 4, 8, 9]
+  assert Checkpoints(str(tmp_path)).steps() == [1, 2, 4, 8, 9]
   again = Checkpoints(str(tmp_path), Config(keep=1, keep_every=None, keep_best=1))  # the best is known again after a restart
   again.save(at(small, 10), META, 9.0)
   again.close()

@@ -78,6 +78,16 @@ def test_a_pretrained_model_learns_to_classify_and_is_scored(folder, pretrained,
   assert loss == pytest.approx(summary["valid"]["loss"], rel=1e-5)
 
 
+def test_scores_of_pairs_become_cosines_and_are_ranked(folder, pretrained, tmp_path):
+  for split in ("train", "valid"):
+    (folder / f"{split}.pairs.tsv").write_text("".join(f"good {i}\t{'good' if i % 2 else 'evil'}\t{i % 2 * 5}\n" for i in range(16)))
+  cfg = config(folder, ("objectives.similarity", {}), ".pairs.tsv", {"first": 0, "second": 1, "score": 2}, steps=30, init_from=pretrained)
+  summary = loop.train(cfg, str(tmp_path), lambda line: None)
+  assert summary["valid"]["loss"] < summary["mean"]["loss"] and "perplexity" not in summary["valid"]
+  found = evaluate.evaluate(str(tmp_path), None, None, None, 4)["classification"]
+  assert found["scores"]["spearman"]["value"] > 80 and found["settings"]["rows"] == 16
+
+
 def test_the_number_of_classes_must_be_that_of_the_data(folder, tmp_path):
   with pytest.raises(UserError, match="objective.classes is 3, but the data has 2 classes .neg, pos.: set --config.objective.classes=2"):
     loop.build(configs.typed(config(folder, ("objectives.classification", {"classes": 3}))), str(tmp_path), lambda line: None)

@@ -225,7 +225,7 @@ def test_killed_runs_end_where_an_undisturbed_one_ends(tmp_path):
   """`python -m tests.resume_under_kill` does it twenty times; here SIGKILL in the middle of a save and SIGTERM at work."""
   config = interruptions.write_config(str(tmp_path))
   reference, broken = str(tmp_path / "whole"), str(tmp_path / "broken")
-  few = "--config.steps=300"
+  few = "--config.steps=160"
   interruptions.finish(interruptions.start(config, reference, few))
   assert interruptions.kill(config, broken, "mid-save", random.Random(0), 60, few) is not None
   process = interruptions.start(config, broken, few)
@@ -263,9 +263,9 @@ def test_init_from_takes_the_parameters_and_nothing_else(whole, data, tmp_path):
     loop.initial_state(absent)
 
 
-def test_evaluation_reads_the_average_and_a_profile_is_kept(data, tmp_path):
+def test_evaluation_reads_the_average_and_a_profile_and_chosen_steps_are_kept(data, tmp_path):
   workdir = str(tmp_path)
-  config = tiny(data, "causal_lm", "optimizer.ema=0.9", "steps=6", "evaluate.every=100")
+  config = tiny(data, "causal_lm", "optimizer.ema=0.9", "steps=6", "evaluate.every=100", "checkpoint.every=6", "checkpoint.steps=(0,5)", "checkpoint.keep=1")
   summary = loop.train(config, workdir, quiet, profile=range(2, 4))
   assert list(pathlib.Path(workdir, "profile").rglob("*.xplane.pb"))
   _, saved = interruptions.arrays(workdir)
@@ -280,6 +280,8 @@ def test_evaluation_reads_the_average_and_a_profile_is_kept(data, tmp_path):
   )
   assert abs(score(raw) - summary["valid"]["loss"]) > 1e-3
   np.testing.assert_array_equal(jax.tree.leaves(restore(workdir).params)[0], jax.tree.leaves(average)[0])
+  assert Checkpoints(workdir).steps() == [0, 5, 6]
+  jax.tree.map(np.testing.assert_array_equal, Checkpoints(workdir).restore_params(0), loop.initial_state(run).params)
 
 
 @pytest.mark.parametrize("name", APART)
