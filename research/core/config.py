@@ -306,6 +306,8 @@ def _is_mapping(value: Any) -> bool:
 def typed(config: Any, path: str = "") -> Any:
   """The frozen dataclasses of a ConfigDict (or of the mapping that `record` wrote): what the code receives.
 
+  A key that a record lacks is younger than the record and takes its default, which must mean what was done before there was the key.
+
   Raises:
     UserError: a key that the component lacks, a key without a value, or a value of the wrong type; the message names the key.
   """
@@ -322,7 +324,8 @@ def typed(config: Any, path: str = "") -> Any:
     if key not in hints:
       raise UserError(f"no config key '{path}{key}' in '{config[NAME]}'.{nearest(key, hints)}")
     fields[key] = _coerce(typed(value, f"{path}{key}."), hints[key], f"{path}{key}")
-  missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields]
+  no_default = lambda f: f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+  missing = [f.name for f in dataclasses.fields(cls) if f.name not in fields and no_default(f)]
   if missing:
     raise UserError(f"config key '{path}{missing[0]}' of '{config[NAME]}' is missing.")
   try:

@@ -297,8 +297,6 @@ def test_digest_and_diff_name_what_changed():
 @pytest.mark.parametrize(
   "change, parts",
   [
-    (lambda plain: plain.pop("steps"), ["'steps'", "missing"]),
-    (lambda plain: plain["model"].pop("width"), ["'model.width'", "missing"]),
     (lambda plain: plain["model"].update(widht=3), ["'model.widht'", "Did you mean 'width'?"]),
     (lambda plain: plain["objective"].update(name="objectives.gone"), ["objectives.gone"]),
     (lambda plain: plain.clear(), ["not a config record"]),
@@ -311,6 +309,13 @@ def test_a_damaged_record_names_the_file_and_the_key(tmp_path, change, parts):
   path.write_text(json.dumps(plain))
   with refused("config.json", *parts):
     configs.read(str(path))
+
+
+def test_a_key_that_is_younger_than_the_record_has_its_default(tmp_path):
+  plain = json.loads(configs.record(resolved("steps=7")))
+  del plain["checkpoint"]["keep"], plain["model"]["attention"]["window"]
+  (tmp_path / "config.json").write_text(json.dumps(plain))
+  assert configs.diff(configs.read(str(tmp_path / "config.json")), resolved("steps=7")) == []
 
 
 def test_a_record_that_is_cut_off_or_absent(tmp_path):
