@@ -159,7 +159,8 @@ def _report(folder: str, workdir: str, loaded, objective: str, data: Any, elemen
   rows = f"vocabulary {vocab_size} · rows of {data.length} tokens" if "tokens" in element_spec else "no text"
   say(f"{rows} (the model was made for {described.length} places) · {reads} · {objective}")
   train = f"to train: python -m research.train --config={workdir} --workdir=NEW --config.init_from={workdir}{MORE.get(kind, '')}"
-  say(f"saved as step 0 of '{workdir}'; {'to be read: no objective here trains its heads' if objective == READING else train}")
+  more = " --config.objective=NAME (no objective here trains the heads it has; those of NAME start at random)" if objective == READING else ""
+  say(f"saved as step 0 of '{workdir}'; {train}{more}")
 
 
 def _data(objective: str, keys: dict[str, Any], labels: tuple[str, ...], tokenizer, common: dict[str, Any]) -> Any:

@@ -37,13 +37,13 @@ def get_config(name: str = "causal_lm"):
   objective = {"prefix_lm": use("objectives.causal_lm", prefix=True)}.get(name)
   config = use(
       "training.experiment",
-      steps=1000,
-      batch_size=32,
+      steps=500,
+      batch_size=16,
       data=use("data.text", sources=sources(), tokenizer=use("data.tokenizer", vocab_size=4096), length=LENGTH),
       model=stack(queries=name == "permutation_lm", token_types=2 if name == "next_sentence" else 0),
       objective=objective or use(f"objectives.{name}"),
-      optimizer=use("optim.optimizer", algorithm="muon", schedule=use("optim.schedule", peak=3e-3, warmup=50, shape="linear", end=0.0)),
-      evaluate=use("training.evaluation", every=250, batch_size=128),
+      optimizer=use("optim.optimizer", algorithm="muon", schedule=use("optim.schedule", peak=3e-3, warmup=40, shape="linear", end=0.0)),
+      evaluate=use("training.evaluation", every=125, batch_size=128),
       checkpoint=use("training.checkpoint", every=500, steps=(0,), keep=1, keep_best=0),
   )
   if name == "next_sentence":

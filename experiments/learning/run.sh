@@ -4,12 +4,13 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 NAME="$1"
-WORKDIR="${2:-runs/learning}/$NAME"
+FOLDER="${2:-runs/learning}"
+WORKDIR="$FOLDER/$NAME"
 : "${RESEARCH_DATA:=../shared/data}"
 export RESEARCH_DATA
 PYTHON="${RESEARCH_VENV:-.venv}/bin/python"
 
-"$PYTHON" -m research.train --config="experiments/learning/config.py:$NAME" --workdir="$WORKDIR"
+"$PYTHON" -m research.train --config="experiments/learning/config.py:$NAME" --workdir="$WORKDIR" --config.data.directory="$FOLDER/data"
 score() {
   "$PYTHON" -m research.evaluate --workdir="$WORKDIR" --step=0 "$@"
   "$PYTHON" -m research.evaluate --workdir="$WORKDIR" "$@"

@@ -51,8 +51,8 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     return Example(inputs, {}, {}, {})
 
   def loss(apply, params, example, key, train):
-    raise UserError("objectives.reading trains and scores nothing: this model was imported to be read (evaluate --evals=similarity); to train it, name an "
-                    "objective with --config.objective=NAME whose heads the model has.")  # fmt: skip
+    raise UserError("objectives.reading trains and scores nothing: this model was imported to be read (evaluate --evals=similarity); to train it, add "
+                    "--config.objective=NAME, such as masked_lm; a head that the model lacks starts at random.")  # fmt: skip
 
   texts = {
       "tokens": Field((length,), "int32", ROW_AXES, "the text"),
