@@ -89,8 +89,17 @@ def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
     stack = both if "tokens" in objective.element_spec else dataclasses.replace(stack, patches=cut)
   model = configs.make(stack, SIZE, objective.heads, length)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
-  # Compiled as a whole: a test that calls it op by op would compile each of them.
-  return objective, model, params, jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
+  return objective, model, params, compiled(model)
+
+
+def shallow(name: str) -> dict[str, int]:
+  """Keys of the model for contracts that one layer of each stack shows as well as two: half as much to compile."""
+  return {key: 1 for key in ("layers", *(key for key in MODELS.get(name.partition("-")[0], {}) if key == "encoder_layers"))}
+
+
+def compiled(model):
+  """`apply` of a model, compiled as a whole: called op by op, each operation would be compiled by itself."""
+  return jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
 
 
 def objectives(contract: str, variants: bool = True):

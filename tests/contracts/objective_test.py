@@ -28,7 +28,7 @@ def test_the_family_is_found():
 
 @each_variant
 def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name):
-  objective, *_ = common.build(name)
+  objective = common.objective_of(name)
   batch = common.batch(objective, 6)
   corrupt = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))
   whole = corrupt(batch)
@@ -42,7 +42,7 @@ def test_a_row_is_corrupted_alike_in_any_batch_and_anew_each_time_it_comes(name)
 
 @each_variant
 def test_weights_are_the_denominators_of_the_loss(name):
-  objective, _, params, apply = common.build(name)
+  objective, _, params, apply = common.build(name, model_keys=common.shallow(name))
   example = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))(common.batch(objective, 4))
   terms, metrics = jax.jit(lambda example: objective.loss(apply, params, example, None, False))(example)
   weights = objective.weights(example)
@@ -99,7 +99,7 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
 
 @each_objective
 def test_microbatches_equal_one_batch(name):
-  objective, _, params, apply = common.build(name)
+  objective, _, params, apply = common.build(name, model_keys=common.shallow(name))
   batch = common.batch(objective, 8)
   optimizer = optax.with_extra_args_support(optax.sgd(1.0))  # the change of the parameters is the gradient
 
@@ -131,7 +131,7 @@ class Rows:
 
 @common.objectives("evaluation batch", variants=False)
 def test_a_score_does_not_depend_on_the_evaluation_batch(name):
-  objective, _, params, apply = common.build(name, dropout=0.3)
+  objective, _, params, apply = common.build(name, dropout=0.3, model_keys=common.shallow(name))
   split = Rows(common.rows(objective, 13))
   mesh = meshes.make(meshes.Config(), jax.devices()[:1])
   step = jax.jit(loss_eval.make_step(apply, objective))
@@ -142,7 +142,7 @@ def test_a_score_does_not_depend_on_the_evaluation_batch(name):
 
 @each_variant
 def test_padding_rows_weigh_nothing(name):
-  objective, _, params, apply = common.build(name)
+  objective, _, params, apply = common.build(name, model_keys=common.shallow(name))
   batch = common.batch(objective, 4)
   padded = Batch(batch.rows, batch.index, np.array([True, True, False, False]))
   step = jax.jit(loss_eval.make_step(apply, objective))
@@ -213,8 +213,7 @@ def test_any_mesh_gives_the_same_losses(name):
   """Eight steps with dropout on two meshes; tests/mesh_invariance.py runs fifty on every mesh."""
   from tests.mesh_invariance import losses
 
-  # A layer less of each stack is a second less of compilation on each mesh.
-  shallow = {key: 1 for key in ("layers", *(key for key in common.MODELS.get(name, {}) if key == "encoder_layers"))}
+  shallow = common.shallow(name)
   one = losses(name, dict(data=1), 8, **shallow)
   for axes in (dict(data=8), dict(fsdp=2, tensor=2, data=2)):
     many = losses(name, axes, 8, **shallow)

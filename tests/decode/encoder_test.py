@@ -15,6 +15,7 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig, Inputs
 from research.model.position import bias, learned
+from tests.contracts.common import compiled
 
 V, START = 23, 7
 GREEDY = Config(temperature=0)
@@ -105,7 +106,7 @@ def test_later_tokens_in_pieces_equal_the_whole(built):
   rows = reader.rows(SOURCES)
   mask = (jnp.arange(6) < rows.lengths[:, None]).astype(jnp.int32)
   source = Inputs(rows.tokens, segments=mask, kind="full")
-  apply = transformer.bind(model)
+  apply = compiled(model)
   whole = apply(params, Inputs(x, segments=jnp.ones_like(x), source=source), read={"lm": None}).heads["lm"].logits()
   cache, parts = transformer.empty_cache(model, 3, 9), []
   for start, stop in ((0, 4), (4, 5), (5, 9)):

@@ -21,6 +21,7 @@ from research.model.inputs import HeadConfig, Inputs
 from research.objectives import reading
 from research.parallel import mesh as meshes
 from research.training.restore import restore
+from tests.contracts.common import compiled
 from tests.hf import encoders
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
@@ -51,7 +52,7 @@ def test_steps_in_and_out(tmp_path, head):
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
   tokens, mask = np.array([[2, 5, 6, 3, 0, 0]]), np.array([[1, 1, 1, 1, 0, 0]])
-  run = lambda read: transformer.bind(loaded.model)(loaded.params, Inputs(tokens, segments=mask, kind="full"), read=read)
+  run = lambda read: compiled(loaded.model)(loaded.params, Inputs(tokens, segments=mask, kind="full"), read=read)
   output, hidden = run({sentence.EMBEDDING: None}), np.asarray(run({}).hidden[0, :4], np.float64)
   wanted = hidden.mean(0) if head.pool == "mean" else hidden[0]
   np.testing.assert_allclose(output.heads[sentence.EMBEDDING][0, 0], wanted / np.linalg.norm(wanted) if head.normalize else wanted, atol=1e-5)

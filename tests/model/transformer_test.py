@@ -15,6 +15,7 @@ from research.model.attention import grouped
 from research.model.ffn import dense
 from research.model.inputs import HeadConfig, Inputs, Past, positions_within
 from research.model.position import bias, learned, nope, relative, rotary, sinusoidal
+from tests.contracts.common import compiled
 
 SCHEMES = {"sinusoidal": sinusoidal.Config(), "learned": learned.Config(), "rotary": rotary.Config(), "nope": nope.Config(),
            "buckets": bias.Config(buckets=8, max_distance=10), "alibi": bias.Config(kind="alibi"), "relative": relative.Config()}  # fmt: skip
@@ -29,8 +30,7 @@ def build(length=L, heads=None, **changes):
   # Random values everywhere: zeros and ones would hide a missing bias or scale.
   leaves, tree = jax.tree.flatten(params)
   noisy = [leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-  # Compiled as a whole: one operation after the other, each would be compiled by itself.
-  return model, jax.tree.unflatten(tree, noisy), jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
+  return model, jax.tree.unflatten(tree, noisy), compiled(model)
 
 
 def tokens(rows=2, length=L, seed=0):
@@ -46,19 +46,15 @@ def test_causal_by_gradient(scheme, norm_place):
   model, params, apply = build(position=SCHEMES[scheme], norm_place=norm_place, norm="layer", norm_bias=True)
   x = tokens()
   table = params["embed"]["embedding"]
+  wide = transformer.make(model.cfg, V + L, model.heads, L)
 
-  def reads(at):  # a probe per place, added to the embeddings through an untied path
-    def f(probe):
-      shifted = jax.tree.map(lambda leaf: leaf, params)
-      shifted["embed"] = {"embedding": jnp.concatenate([table, table[x[0]] + probe])}
-      wide = transformer.make(model.cfg, V + L, model.heads, L)
-      row = V + jnp.arange(L, dtype=jnp.int32)[None]
-      return transformer.bind(wide)(shifted, Inputs(row), read={}).hidden[0, at].sum()
+  def hidden(probe):  # a probe per place, added to the embeddings through an untied path
+    shifted = {**params, "embed": {"embedding": jnp.concatenate([table, table[x[0]] + probe])}}
+    return transformer.bind(wide)(shifted, Inputs(V + jnp.arange(L, dtype=jnp.int32)[None]), read={}).hidden[0].sum(-1)
 
-    return jnp.abs(jax.grad(f)(jnp.zeros((L, 16)))).sum(-1)
-
+  reads = jnp.abs(jax.jit(jax.jacrev(hidden))(jnp.zeros((L, 16)))).sum(-1)  # [place that reads, place that is read]
   for at in (0, 5, L - 1):
-    seen = reads(at)
+    seen = reads[at]
     assert (seen[at + 1 :] == 0).all() and (seen[: at + 1] > 0).all()
 
 
@@ -117,14 +113,14 @@ def test_scan_and_remat_change_no_number(remat):
   blocks = [params["stack"][f"block_{i}"] for i in range(2)]
   stacked = {**params, "stack": {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}}
   f = lambda apply: jax.value_and_grad(lambda p: (logits(apply, p, Inputs(x)) ** 2).mean())
-  value, grads = f(apply)(params)
-  value_scanned, grads_scanned = f(transformer.bind(scanned))(stacked)
+  value, grads = jax.jit(f(apply))(params)
+  value_scanned, grads_scanned = jax.jit(f(transformer.bind(scanned)))(stacked)
   np.testing.assert_allclose(value, value_scanned, rtol=1e-5)
   for i in range(2):
     for a, b in zip(jax.tree.leaves(grads["stack"][f"block_{i}"]), jax.tree.leaves(grads_scanned["stack"]["blocks"])):
       np.testing.assert_allclose(a, b[i], rtol=1e-3, atol=1e-5)
   plain, apart = transformer.unrolled(scanned, stacked)
-  np.testing.assert_allclose(logits(transformer.bind(plain), apart, Inputs(x)), logits(apply, params, Inputs(x)), atol=1e-5)
+  np.testing.assert_allclose(logits(compiled(plain), apart, Inputs(x)), logits(apply, params, Inputs(x)), atol=1e-5)
 
 
 def test_rotary_scores_depend_on_distance_alone():
@@ -164,22 +160,21 @@ def test_places_that_heads_read_are_as_in_the_whole(scheme, kind, scan):
                   source=Inputs(source, segments=jnp.ones_like(source).at[:, 4:].set(2), kind="full"))  # fmt: skip
   at, first = jnp.array([[3, 1], [4, 11]]), jnp.array([[5], [0]])
 
-  @jax.jit
   def some(params):
     out = apply(params, inputs, read={"lm": at, "scale": None, "classes": first})
     assert scan or out.hidden is None
     return out.heads["lm"].logits(), out.heads["classes"], out.heads["scale"]
 
-  @jax.jit
   def whole(params):
     wide = jnp.broadcast_to(jnp.arange(L), x.shape)
     out = apply(params, inputs, read={"lm": None, "scale": None, "classes": wide})
     pick = lambda y, at: jnp.take_along_axis(y, at[:, :, None], axis=1)
     return pick(out.heads["lm"].logits(), at), pick(out.heads["classes"], first), out.heads["scale"]
 
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), some(params), whole(params))
-  loss = lambda f: jax.jit(jax.grad(lambda params: sum(jnp.sum(jnp.sin(y)) for y in f(params))))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), loss(some)(params), loss(whole)(params))
+  loss = lambda found: (sum(jnp.sum(jnp.sin(y)) for y in found), found)
+  ours, theirs = (jax.jit(jax.grad(lambda params, f=f: loss(f(params)), has_aux=True))(params) for f in (some, whole))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), ours[1], theirs[1])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), ours[0], theirs[0])
 
 
 def test_the_last_block_computes_only_what_is_read():
@@ -276,7 +271,7 @@ def test_rows_after_their_past_equal_the_end_of_the_whole(scheme, scan, norm_pla
   before = jnp.broadcast_to(jnp.arange(-half, 0), (2, half))
   second = apply(params, Inputs(x[:, half:]), read={}, past=Past(first.past, before))
   np.testing.assert_allclose(jnp.concatenate([first.hidden, second.hidden], 1), whole, atol=3e-5)
-  grads = jax.grad(lambda past: apply(params, Inputs(x[:, half:]), read={}, past=Past(past, before)).hidden.sum())(first.past)
+  grads = jax.jit(jax.grad(lambda past: apply(params, Inputs(x[:, half:]), read={}, past=Past(past, before)).hidden.sum()))(first.past)
   assert all((leaf == 0).all() for leaf in jax.tree.leaves(grads))
 
 
@@ -287,8 +282,9 @@ def test_images_as_rows_of_patches():
   model = transformer.make(cfg, 0, heads, 0)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
   images = jax.random.normal(jax.random.key(1), (2, 8, 12, 2))
-  out = transformer.bind(model)(params, Inputs(images=images, kind="full"), read={"classes": None})
-  whole = transformer.bind(model)(params, Inputs(images=images, kind="full"), read={}).hidden
+  apply = compiled(model)
+  out = apply(params, Inputs(images=images, kind="full"), read={"classes": None})
+  whole = apply(params, Inputs(images=images, kind="full"), read={}).hidden
   assert whole.shape == (2, 7, 16) and out.heads["classes"].shape == (2, 1, 3)
   cut = nn.unbox(params)["patches"]["pixels"]["kernel"].reshape(32, 16)
   embedded = model.apply({"params": params}, images, method=lambda m, x: m.patches(x))
@@ -303,7 +299,7 @@ def test_towers_are_apart_and_share_a_scale():
            "scale": HeadConfig(kind="scale", initial=10.0)}  # fmt: skip
   model = towers.make(towers.Config({"text": small(), "image": image}), V, heads, L)
   params = nn.unbox(transformer.init(model, jax.random.key(0)))
-  apply = transformer.bind(model)
+  apply = compiled(model)
   text = apply(params, Inputs(tokens(), kind="full"), read={"text": None, "scale": None}, tower="text").heads
   other = apply(params, Inputs(images=jnp.ones((2, 4, 4, 3)), kind="full"), read={"image": None}, tower="image").heads
   assert text["text"].shape == other["image"].shape == (2, 1, 8) and float(text["scale"]) == pytest.approx(10)

@@ -127,7 +127,7 @@ def test_no_target_sees_what_follows_it_and_all_see_the_source():
       return output.heads["lm"].hidden[0, place].sum()
 
     other = example.inputs.source.replace(tokens=jnp.arange(16)[None] + 24)
-    return np.abs(jax.grad(of)(params["embed"]["embedding"])).sum(1)
+    return np.abs(jax.jit(jax.grad(of))(params["embed"]["embedding"])).sum(1)
 
   reach = score(6)
   assert (reach[8:15] > 0).all() and not reach[15:24].any() and (reach[24:40] > 0).all()
