@@ -10,10 +10,10 @@ import re
 import sys
 
 HERE = pathlib.Path(__file__).parent
-SCORES = {  # evaluation -> the score that stands for it
+SCORES = {  # evaluation -> how the scores that stand for it end, their name
     "minimal_pairs": ("overall", "BLiMP"),
     "similarity": ("spearman", "STS-B dev, Spearman × 100"),
-    "retrieval": ("recall@1", "recall@1"),
+    "retrieval": ("@1", "recall"),
     "classification": ("accuracy", "accuracy"),
 }
 
@@ -29,10 +29,11 @@ def scores(evaluations: dict) -> list[str]:
   found = []
   for key, before in evaluations.items():
     if match := re.fullmatch(r"((\w+)(?: of .*)?) at step 0", key):
-      score, name = SCORES[match[2]]
-      entry = lambda e, score=score: next(value for key, value in e["scores"].items() if key.endswith(score))
+      ending, name = SCORES[match[2]]
       text = lambda e: f"{e['value']:.1f} ({e['low']:.1f} … {e['high']:.1f})"
-      found.append(f"{name}: {text(entry(before))} → {text(entry(evaluations[match[1]]))}")
+      after = evaluations[match[1]]["scores"]
+      for score in (score for score in after if score.endswith(ending)):
+        found.append(f"{name}{'' if score == ending else ' ' + score}: {text(before['scores'][score])} → {text(after[score])}")
   return found
 
 

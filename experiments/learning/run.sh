@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains one objective of config.py and scores it on what it was not trained on, before the first update and after the last one:
-#   bash experiments/learning/run.sh masked_lm [FOLDER]        (default: runs/learning)
+#   bash experiments/learning/run.sh masked_lm [FOLDER [ARGUMENTS OF TRAIN …]]        (FOLDER: runs/learning unless given)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 NAME="$1"
@@ -10,7 +10,7 @@ WORKDIR="$FOLDER/$NAME"
 export RESEARCH_DATA
 PYTHON="${RESEARCH_VENV:-.venv}/bin/python"
 
-"$PYTHON" -m research.train --config="experiments/learning/config.py:$NAME" --workdir="$WORKDIR" --config.data.directory="$FOLDER/data"
+"$PYTHON" -m research.train --config="experiments/learning/config.py:$NAME" --workdir="$WORKDIR" --config.data.directory="$FOLDER/data" "${@:3}"
 score() {
   "$PYTHON" -m research.evaluate --workdir="$WORKDIR" --step=0 "$@"
   "$PYTHON" -m research.evaluate --workdir="$WORKDIR" "$@"
