@@ -77,6 +77,7 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   import jax.numpy as jnp
 
   from research.core import config as configs
+  from research.core.overrides import resolve
   from research.core.types import TrainState
   from research.data import imported
   from research.data import tokenizer as tokenizers
@@ -111,7 +112,7 @@ def import_folder(folder: str, workdir: str, length: int | None = None, param_dt
   if "start" in keys:
     keys["start"] = _start(loaded.config, tokenizer, keys["start"])
   config = configs.use("training.experiment", model=configs.flatten(described.cfg), objective=configs.use(objective, **keys), data=data)
-  config = configs.resolve(config)
+  config = resolve(config)
   made = configs.make(configs.typed(config).objective, tokenizer.vocab, data.length)
   _check_heads(made.heads, described.heads, objective)
 

@@ -20,6 +20,7 @@ from absl import flags
 from research.core import config as configs
 from research.core.errors import UserError, command
 from research.core.flags import parse
+from research.core.overrides import load
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "config file, with :argument where it takes one", flag_values=FLAGS)
@@ -38,7 +39,7 @@ def main(arguments: list[str]) -> None:
       raise UserError(f"--{flag}={FLAGS[flag].value}: show at least one.")
   if FLAGS.png and not os.path.isdir(os.path.dirname(FLAGS.png) or "."):
     raise UserError(f"--png={FLAGS.png}: there is no folder '{os.path.dirname(FLAGS.png)}'.")
-  config = configs.load(FLAGS.config, overrides)
+  config = load(FLAGS.config, overrides)
   with tempfile.TemporaryDirectory() as folder:
     print(preview(configs.typed(config), FLAGS.directory or folder, FLAGS.rows, FLAGS.length, FLAGS.png))
 

@@ -18,9 +18,9 @@ import signal
 
 from absl import flags
 
-from research.core import config as configs
 from research.core.errors import UserError, command
 from research.core.flags import parse
+from research.core.overrides import load
 
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "config file, with :argument where it takes one", flag_values=FLAGS)
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
   source = FLAGS.config or (FLAGS.workdir if os.path.isfile(os.path.join(FLAGS.workdir, "config.json")) else None)
   if source is None:
     raise UserError("--config is missing: name a config file, such as configs/shakespeare_char.py.")
-  config = configs.load(source, overrides)
+  config = load(source, overrides)
   startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
 
   from research.training import loop

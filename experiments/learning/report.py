@@ -9,6 +9,8 @@ import pathlib
 import re
 import sys
 
+from research.training.monitor import draw_losses
+
 HERE = pathlib.Path(__file__).parent
 SCORES = {  # evaluation -> how the scores that stand for it end, their name
     "minimal_pairs": ("overall", "BLiMP"),
@@ -19,9 +21,7 @@ SCORES = {  # evaluation -> how the scores that stand for it end, their name
 
 
 def read(folder: pathlib.Path) -> dict:
-  load = lambda name: json.loads((folder / name).read_text(encoding="utf-8"))
-  lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-  return {"summary": load("summary.json"), "evaluations": load("evaluations.json"), "batch": load("config.json")["evaluate"]["batch_size"], "lines": lines}
+  return {name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("config", "summary", "evaluations")} | {"folder": str(folder)}
 
 
 def scores(evaluations: dict) -> list[str]:
@@ -39,17 +39,20 @@ def scores(evaluations: dict) -> list[str]:
 
 def row(name: str, run: dict) -> str:
   summary = run["summary"]
-  loss, base = summary["valid"]["loss"], baseline(run)
-  against = f"{base[1]:.3f} ({base[0]})" if base else "–"
-  return f"| {name} | {summary['step']:,} | {summary['wall_seconds'] / 60:.1f} | {loss:.3f} | {against} | {'; '.join(scores(run['evaluations']))} |"
+  against = ", ".join(f"{value:.3f} ({base})" for base, value in baseline(run).items()) or "–"
+  return f"| {name} | {summary['step']:,} | {summary['wall_seconds'] / 60:.1f} | {summary['valid']['loss']:.3f} | {against} | {'; '.join(scores(run['evaluations']))} |"
 
 
-def baseline(run: dict) -> tuple[str, float] | None:
-  """(name, loss) of what a run is compared with: the frequencies of tokens or classes, or a guess among the partners in a batch."""
-  summary = run["summary"]
+def baseline(run: dict) -> dict[str, float]:
+  """Name -> loss of what a run is compared with: the frequencies of tokens or classes, or a guess among the partners in each batch of the evaluation."""
+  summary, found = run["summary"], run["evaluations"].get("retrieval")
   if summary["baseline"]:
-    return summary["baseline"], summary[summary["baseline"]]["loss"]
-  return ("chance", math.log(run["batch"])) if any(key.startswith("retrieval") for key in run["evaluations"]) else None
+    return {summary["baseline"]: summary[summary["baseline"]]["loss"]}
+  if found is None:
+    return {}
+  rows, batch = found["settings"]["rows"], run["config"]["evaluate"]["batch_size"]
+  sizes = [min(batch, rows - start) for start in range(0, rows, batch)]
+  return {"chance": sum(size * math.log(size) for size in sizes) / rows}
 
 
 def draw(runs: dict, path: pathlib.Path) -> None:
@@ -61,14 +64,8 @@ def draw(runs: dict, path: pathlib.Path) -> None:
   columns = min(4, len(runs))
   figure, axes = plt.subplots(math.ceil(len(runs) / columns), columns, figsize=(3.6 * columns, 2.9 * math.ceil(len(runs) / columns)), layout="constrained", squeeze=False)
   for place, (name, run) in zip(axes.flat, runs.items()):
-    for split, style in (("train", dict(alpha=0.4, linewidth=0.8)), ("valid", dict(linewidth=2, marker="o", markersize=3))):
-      points = [(line["step"], line["loss"]) for line in run["lines"] if line["split"] == split]
-      place.plot(*zip(*points), label=split, **style)
-    if base := baseline(run):
-      place.axhline(base[1], color="grey", linestyle=":", label=f"{base[0]} {base[1]:.2f}")
+    draw_losses(place, run["folder"], baseline(run))
     place.set_title(name, fontsize=10)
-    place.grid(alpha=0.25)
-    place.legend(frameon=False, fontsize=8)
   for place in axes.flat[len(runs) :]:
     place.set_visible(False)
   figure.supxlabel("step", fontsize=9)

@@ -34,7 +34,7 @@ def make(cfg: Config, objective: Objective):
     UserError: the objective gives rows no label.
   """
   if objective.predict is None or "label" not in objective.element_spec:
-    raise UserError("--evals=classification scores the answers of objectives.classification, which this run was not trained with.")
+    raise UserError("--evals=classification scores the answers of objectives.classification, image_classification and similarity, which this run was not trained with.")
 
   def evaluate(apply, params: PyTree, rows: stream.Rows) -> Scores:
     found, example = answers.collect(objective, apply, params, rows, cfg.batch_size)

@@ -120,6 +120,12 @@ def class_loss(scores: Array, targets: Array, weights: Array) -> tuple[Array, Ar
   return jnp.sum(nll * weights), nll, jnp.argmax(scores, axis=-1) == targets
 
 
+def squared_error(found: Array, targets: Array, weights: Array) -> tuple[Mean, Metrics]:
+  """Regression: the squared error as a loss term, the absolute one as a metric; float32 [B, P] each."""
+  error = found - targets
+  return Mean.of(jnp.square(error), weights), {"absolute_error": Mean.of(jnp.abs(error), weights)}
+
+
 def choose(key: Array, candidates: Array, count: Array, slots: int) -> tuple[Array, Array]:
   """Draws `count` of the places where `candidates` is True, uniformly and without replacement.
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from research.core.types import Field, Mean, Vocab
 from research.model.inputs import HeadConfig, Inputs, positions_within
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, class_loss
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, class_loss, squared_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,8 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
   def loss(apply, params, example, key, train):
     found, targets, weights = scores(apply, params, example, key, train), example.targets["class"], example.weights["class"]
     if regression:
-      error = found[..., 0] - targets
-      return {"class": Mean(jnp.sum(jnp.square(error) * weights), jnp.sum(weights))}, {"absolute_error": Mean.of(jnp.abs(error), weights)}
+      term, metrics = squared_error(found[..., 0], targets, weights)
+      return {"class": term}, metrics
     total, _, correct = class_loss(found, targets, weights)
     return {"class": Mean(total, jnp.sum(weights))}, {"accuracy": Mean.of(correct, weights)}
 

@@ -10,9 +10,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from research.core.types import Field, Mean, Vocab
+from research.core.types import Field, Vocab
 from research.model.inputs import Inputs
-from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective
+from research.objectives.base import ROW_AXES, SEGMENTS_MEANING, Example, Objective, squared_error
 from research.objectives.embedding import Embedding, vectors
 
 
@@ -40,8 +40,8 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
     return (cfg.low + (cfg.high - cfg.low) * jnp.sum(first * second, axis=-1))[:, None]
 
   def loss(apply, params, example, key, train):
-    error, weights = scores(apply, params, example, key, train) - example.targets["similarity"], example.weights["similarity"]
-    return {"similarity": Mean.of(jnp.square(error), weights)}, {"absolute_error": Mean.of(jnp.abs(error), weights)}
+    term, metrics = squared_error(scores(apply, params, example, key, train), example.targets["similarity"], example.weights["similarity"])
+    return {"similarity": term}, metrics
 
   def predict(apply, params, example):
     return {"score": scores(apply, params, example)[:, 0]}

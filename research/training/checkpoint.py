@@ -30,6 +30,10 @@ class Config:
   keep_every: int | None = None  # steps whose multiples stay for good
   keep_best: int = 1  # how many with the lowest validation loss stay
 
+  def __post_init__(self):
+    if any(step < 0 for step in self.steps):
+      raise ValueError(f"steps must not be negative; got {self.steps}")
+
 
 def _arrays(state: TrainState) -> TrainState:
   return state.replace(key=jax.random.key_data(state.key))

@@ -33,6 +33,8 @@ class Config:
     for key in ("steps", "batch_size", "microbatches"):
       if getattr(self, key) < 1:
         raise ValueError(f"{key} must be at least 1; got {getattr(self, key)}")
+    if late := [step for step in self.checkpoint.steps if step > self.steps]:
+      raise ValueError(f"checkpoint.steps names step {late[0]}, but the run ends at steps {self.steps}: lower the one or raise the other")
 
 
 # What may change when a run goes on: none of it moves the numbers, but for the order of sums.

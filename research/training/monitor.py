@@ -113,17 +113,22 @@ def draw(workdir: str, path: str, baselines: Mapping[str, float]) -> None:
   matplotlib.use("Agg")
   import matplotlib.pyplot as plt
 
-  lines = read_metrics(workdir)
   figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+  draw_losses(axes, workdir, baselines)
+  axes.set_xlabel("step")
+  axes.set_ylabel("loss, nats per target")
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def draw_losses(axes, workdir: str, baselines: Mapping[str, float]) -> None:
+  """As `draw`, onto axes of matplotlib."""
+  lines = read_metrics(workdir)
   for split, style in (("train", dict(alpha=0.45, linewidth=0.9)), ("valid", dict(linewidth=2))):
     points = [(line["step"], line["loss"]) for line in lines if line["split"] == split and math.isfinite(line["loss"])]
     if points:
       axes.plot(*zip(*points), label=split, marker="o" if split == "valid" and len(points) < 40 else None, markersize=3, **style)
   for name, value in baselines.items():
     axes.axhline(value, color="grey", linestyle=":", label=f"{name} {value:.2f}")
-  axes.set_xlabel("step")
-  axes.set_ylabel("loss, nats per target")
   axes.grid(alpha=0.25)
   axes.legend(frameon=False)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)

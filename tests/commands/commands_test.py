@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from research import doctor, evaluate, generate, preview, train
-from research.core import config as configs
+from research.core.overrides import load
 from research.training import loop
 from tests import resume_under_kill as tiny
 from tests.contracts.common import OUTSIDE
@@ -35,7 +35,7 @@ def runs(config, tmp_path_factory):
   data = str(tmp_path_factory.mktemp("data"))
   for name in ("causal_lm", "masked_lm"):
     found[name] = str(tmp_path_factory.mktemp(name))
-    loop.train(configs.load(config, [*OVERRIDES, f"objective={name}", f"data.directory={data}"]), found[name], lambda line: None)
+    loop.train(load(config, [*OVERRIDES, f"objective={name}", f"data.directory={data}"]), found[name], lambda line: None)
   return found
 
 

@@ -11,6 +11,7 @@ import pytest
 from research.core import config as configs
 from research.core.config import use
 from research.core.errors import UserError
+from research.core.overrides import load, resolve
 
 OUTSIDE = """
   from __future__ import annotations
@@ -54,7 +55,7 @@ def base():
 
 
 def resolved(*overrides, of=None):
-  return configs.resolve(of if of is not None else base(), [f"--config.{item}" for item in overrides])
+  return resolve(of if of is not None else base(), [f"--config.{item}" for item in overrides])
 
 
 def refused(*parts):
@@ -161,7 +162,7 @@ def test_a_wrong_override_is_one_sentence(override, parts):
 
 
 def test_a_mapping_from_dotted_keys_serves_too():
-  config = configs.resolve(base(), {"objective": "masked_lm", "objective.mask_rate": 0.3, "steps": 5})
+  config = resolve(base(), {"objective": "masked_lm", "objective.mask_rate": 0.3, "steps": 5})
   assert (config.objective.name, config.objective.mask_rate, config.steps) == ("objectives.masked_lm", 0.3, 5)
 
 
@@ -245,19 +246,19 @@ def write(folder, body, name="recipe.py"):
 )
 def test_a_mistake_in_a_config_file_is_one_sentence(tmp_path, line, parts):
   with refused(*parts):
-    configs.load(write(tmp_path, f"config = use('training.experiment')\n{line}\nreturn config"))
+    load(write(tmp_path, f"config = use('training.experiment')\n{line}\nreturn config"))
 
 
 def test_arguments_of_a_config_file(tmp_path):
   plain = write(tmp_path, "return use('training.experiment')", "plain.py")
   sized = write(tmp_path, "return use('training.experiment', steps=int(size))", "sized.py")
-  assert configs.load(f"{sized}:12").steps == 12
+  assert load(f"{sized}:12").steps == 12
   with refused("plain.py", "takes no argument"):
-    configs.load(f"{plain}:12")
+    load(f"{plain}:12")
   with refused("sized.py", "needs an argument"):
-    configs.load(sized)
+    load(sized)
   with refused("plian.py", "Did you mean", "plain.py"):
-    configs.load(str(tmp_path / "plian.py"))
+    load(str(tmp_path / "plian.py"))
 
 
 def test_a_config_file_builds_on_its_neighbour(tmp_path):
@@ -268,7 +269,7 @@ def test_a_config_file_builds_on_its_neighbour(tmp_path):
     "from recipes_of_test import first\n\ndef get_config():\n  config = first.get_config()\n  config.seed = 5\n  return config\n"
   )
   try:
-    config = configs.load(str(path))
+    config = load(str(path))
     assert (config.steps, config.seed) == (77, 5)
   finally:
     sys.path.remove(str(tmp_path))
@@ -280,10 +281,10 @@ def test_a_config_file_builds_on_its_neighbour(tmp_path):
 def test_record_and_read_are_inverse(tmp_path):
   config = resolved("objective=masked_lm", "data.sources.more=synthetic", "optimizer.schedule.peak=1", "data.sources.text.paths=('é',)")
   (tmp_path / "config.json").write_text(configs.record(config), encoding="utf-8")
-  for back in (configs.read(str(tmp_path / "config.json")), configs.load(str(tmp_path))):
+  for back in (configs.read(str(tmp_path / "config.json")), load(str(tmp_path))):
     assert configs.typed(back) == configs.typed(config)
     assert configs.digest(back) == configs.digest(config) and configs.diff(back, config) == []
-  assert configs.load(str(tmp_path), ["steps=9"]).steps == 9
+  assert load(str(tmp_path), ["steps=9"]).steps == 9
 
 
 def test_digest_and_diff_name_what_changed():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from research import evaluate
-from research.core.config import load
 from research.core.errors import UserError
+from research.core.overrides import load
 from research.evals import retrieval
 from research.training import loop
 from tests.contracts import common

@@ -16,6 +16,7 @@ from scipy import stats
 from research import evaluate
 from research.core import config as configs
 from research.core.errors import UserError, command
+from research.core.overrides import load
 from research.core.types import TrainState
 from research.data.sources import files
 from research.data.tokenizer import Tokenizer
@@ -190,7 +191,7 @@ def test_read_pairs_mistakes(tmp_path, name, content, parts):
 
 def saved_run(workdir):
   """A run of a masked language model, as training leaves it."""
-  config = configs.load(tiny.write_config(workdir), ["data.length=16", "model.layers=1"])
+  config = load(tiny.write_config(workdir), ["data.length=16", "model.layers=1"])
   cfg, tokens = configs.typed(config), tokenizer()
   tokens.save(os.path.join(workdir, TOKENIZER))
   objective = configs.make(cfg.objective, tokens.vocab, cfg.data.length)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pathlib
 
 from research.core import config as configs
+from research.core.overrides import load
 
 HERE = pathlib.Path(__file__).parent
 CONFIGS = HERE.parent.parent / "configs"
@@ -17,7 +18,7 @@ CONFIGS = HERE.parent.parent / "configs"
 
 def resolved() -> dict[str, str]:
   """Name of each config file -> the text of its resolved config."""
-  return {path.stem: configs.record(configs.load(str(path))) for path in sorted(CONFIGS.glob("*.py")) if not path.name.startswith("_")}
+  return {path.stem: configs.record(load(str(path))) for path in sorted(CONFIGS.glob("*.py")) if not path.name.startswith("_")}
 
 
 def main() -> None:

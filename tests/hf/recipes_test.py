@@ -5,6 +5,7 @@ import math
 import pytest
 
 from research.core import config as configs
+from research.core.overrides import load
 from research.hf.family import OURS_ALONE, Described, describe, flat, resolved
 
 BERT = dict(
@@ -75,7 +76,7 @@ OF_TRAINING = (*OURS_ALONE, "dropout", "deviation")
 @pytest.mark.parametrize("recipe", PUBLISHED)
 def test_a_recipe_is_the_published_model(recipe):
   name, _, size = recipe.partition(":")
-  cfg = configs.typed(configs.load(f"configs/{name}.py:{size}"))
+  cfg = configs.typed(load(f"configs/{name}.py:{size}"))
   _, theirs = describe(PUBLISHED[recipe], "config.json")
   vocab = type("Vocab", (), dict(size=8, special=dict(pad=0, bos=1, eos=2, cls=3, sep=4, mask=5), word_start=[True] * 8, byte_length=[1] * 8, plain=[6, 7]))
   heads = configs.make(cfg.objective, vocab, cfg.data.length).heads

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from research.core import config as configs
+from research.core.overrides import resolve
 from research.model import transformer
 from research.model.position import rotary
 from research.model.position.scaling import dynamic, linear, llama3, longrope, yarn
@@ -55,5 +56,5 @@ def test_mistakes():
 
 def test_a_scaling_is_chosen_by_name():
   config = configs.use("model.transformer")
-  cfg = configs.typed(configs.resolve(config, ["position.scaling=model.position.scaling.yarn", "position.scaling.factor=4"]))
+  cfg = configs.typed(resolve(config, ["position.scaling=model.position.scaling.yarn", "position.scaling.factor=4"]))
   assert cfg == transformer.Config(position=rotary.Config(scaling=yarn.Config(4.0)))

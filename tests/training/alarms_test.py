@@ -3,7 +3,7 @@
 import json
 import math
 
-from research.core import config as configs
+from research.core.overrides import load
 from research.training import loop
 from research.training.alarms import NEAR, PATIENCE, Alarms
 from tests import resume_under_kill as tiny
@@ -29,7 +29,7 @@ def test_a_loss_that_stays_where_token_frequencies_are():
 
 def test_a_run_says_and_records_them(tmp_path, one_device):
   lines = []
-  config = configs.load(tiny.write_config(str(tmp_path)), ["steps=2", "batch_size=1", "optimizer.schedule.warmup=1", "checkpoint.every=2", "evaluate.every=2"])
+  config = load(tiny.write_config(str(tmp_path)), ["steps=2", "batch_size=1", "optimizer.schedule.warmup=1", "checkpoint.every=2", "evaluate.every=2"])
   summary = loop.train(config, str(tmp_path / "run"), lines.append)
   assert math.isfinite(summary["valid"]["loss"]) and "targets" in summary["alarms"]
   assert sum(line.startswith("alarm: a batch has") for line in lines) == 1

@@ -13,6 +13,7 @@ import pytest
 from research import evaluate, generate
 from research.core import config as configs
 from research.core.errors import UserError
+from research.core.overrides import resolve
 from research.core.trees import named_leaves
 from research.parallel import mesh as meshes
 from research.training import loop
@@ -49,7 +50,7 @@ def config(folder, objective, ending=".tsv", fields=None, **changes):
       optimizer=configs.use("optim.optimizer", schedule=configs.use("optim.schedule", peak=1e-2, warmup=1)),
       log=configs.use("training.monitor", every=20, tensorboard=False),
   )  # fmt: skip
-  return configs.resolve(configs.use("training.experiment", **(values | changes)))
+  return resolve(configs.use("training.experiment", **(values | changes)))
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,7 @@ def test_what_another_model_s_heads_become(pretrained):
 def test_a_model_with_more_layers_is_refused(folder, pretrained, tmp_path):
   other = config(folder, ("objectives.classification", {}), init_from=pretrained)
   for key, value, part in (("token_types", 0, "type_embed/embedding"), ("layers", 2, "block_1/")):
-    run = loop.build(configs.typed(configs.resolve(other, {f"model.{key}": value})), str(tmp_path), lambda line: None)
+    run = loop.build(configs.typed(resolve(other, {f"model.{key}": value})), str(tmp_path), lambda line: None)
     with pytest.raises(UserError, match=part):
       loop.initial_state(run, lambda line: None)
 

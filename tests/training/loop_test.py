@@ -18,6 +18,7 @@ import pytest
 from research.core import config as configs
 from research.core.config import use
 from research.core.errors import UserError
+from research.core.overrides import resolve
 from research.core.trees import named_leaves
 from research.data import text
 from research.evals import loss as loss_eval
@@ -81,7 +82,7 @@ def tiny(data, objective="causal_lm", *overrides):
     evaluate=use("training.evaluation", every=6, batch_size=16),
     log=use("training.monitor", every=2, tensorboard=False),
   )
-  return configs.resolve(config, list(overrides))
+  return resolve(config, list(overrides))
 
 
 def stop_at(step):
@@ -140,6 +141,12 @@ def test_what_the_summary_says(whole):
   assert {"loss", "accuracy", "bits_per_byte", "perplexity"} <= summary["valid"].keys()
   assert summary["device"] == {"kind": jax.devices()[0].device_kind, "count": 1} and summary["mesh"] == {"data": 1, "fsdp": 1, "tensor": 1}
   assert summary["tokens_per_second"] > 0 and summary["mfu"] > 0 and summary["wall_seconds"] > 0 and summary["flops"] % 12 == 0
+
+
+@pytest.mark.parametrize("steps, part", [((3, -1), "negative"), ((0, 13), "ends at steps 12")])
+def test_steps_that_no_run_reaches_are_refused(data, steps, part):
+  with pytest.raises(UserError, match=part):
+    tiny(data, "causal_lm", f"checkpoint.steps={steps}")
 
 
 @pytest.mark.parametrize("name", APART)
