@@ -55,7 +55,7 @@ ARCHITECTURES = {  # objective, or a variant of it -> what it trains
 
 def losses(name: str, axes: dict[str, int], steps: int, **model_keys) -> list[float]:
   """The loss of each step on a mesh, from the same state and batches."""
-  objective, model, _, apply = common.build(name, dropout=0.1, model_keys=model_keys)
+  objective, model = common.parts(name, dropout=0.1, model_keys=model_keys)
   mesh = meshes.make(meshes.Config(**{"data": 1, **axes}), jax.devices()[: int(np.prod(list(axes.values())))])
   # BERT's epsilon. Adam's first step moves every entry by the rate, however small its gradient: with 1e-8, one whose gradient is rounding
   # noise would move by something else on every mesh.
@@ -66,10 +66,11 @@ def losses(name: str, axes: dict[str, int], steps: int, **model_keys) -> list[fl
     return common.state(nn.unbox(transformer.init(model, key)), optimizer)
 
   boxed = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
-  shardings = meshes.state_shardings(boxed, jax.eval_shape(initial, jax.random.key(0)), mesh)
+  shapes = jax.eval_shape(lambda params: common.state(params, optimizer), nn.unbox(boxed))
+  shardings = meshes.state_shardings(boxed, shapes, mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
     state = jax.jit(initial, out_shardings=shardings)(jax.random.key(0))
-    step = jax.jit(make_train_step(apply, objective, optimizer, 1), donate_argnums=0, out_shardings=(shardings, None))
+    step = jax.jit(make_train_step(transformer.bind(model), objective, optimizer, 1), donate_argnums=0, out_shardings=(shardings, None))
     found = []
     for k in range(steps):
       state, metrics = step(state, meshes.put(common.batch(objective, 8, seed=k, start=8 * k), mesh))

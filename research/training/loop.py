@@ -76,16 +76,19 @@ def build(cfg: experiment.Config, directory: str, say: Callable[[str], None] = p
   except ValueError as error:  # a module's own check of its config
     raise UserError(f"{error}.") from error
   optimizer = configs.make(cfg.optimizer, cfg.steps, nn.unbox(boxed))
-  shapes = jax.eval_shape(lambda key: _initial(model, optimizer, key), jax.random.key(0))
+  shapes = jax.eval_shape(lambda params: _state(params, optimizer, jax.random.key(0)), nn.unbox(boxed))
   shardings = meshes.state_shardings(boxed, shapes, mesh)
   state = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
   return Run(cfg, prepared, objective, model, transformer.bind(model), optimizer, mesh, state)
 
 
+def _state(params: PyTree, optimizer, key) -> TrainState:
+  return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), key)
+
+
 def _initial(model: transformer.Transformer, optimizer, key) -> TrainState:
   init_key, run_key = jax.random.split(key)
-  params = nn.unbox(transformer.init(model, init_key))
-  return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), run_key)
+  return _state(nn.unbox(transformer.init(model, init_key)), optimizer, run_key)
 
 
 def initial_state(run: Run, say: Callable[[str], None] = print) -> TrainState:

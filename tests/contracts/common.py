@@ -53,6 +53,7 @@ EXEMPT = {  # (objective, contract) -> why the contract cannot hold for it
 PIXELS = dict(height=8, width=8, crop=2, flip=True)
 KEYS = {  # small, and with scores of a size that does not magnify the rounding of cosines
     "contrastive": dict(temperature=0.5),
+    "similarity": dict(high=1.0),
     "image_text": dict(**PIXELS, outputs=8, scale=2.0),
     "image_classification": dict(**PIXELS, classes=3),
 }
@@ -79,6 +80,12 @@ def component(name: str) -> str:
 
 def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
   """(objective, model, params, apply) of an objective at its defaults or of a variant of it, with `changes` of its keys."""
+  objective, model = parts(name, dropout, model_keys, length, **changes)
+  return objective, model, nn.unbox(transformer.init(model, jax.random.key(0))), compiled(model)
+
+
+def parts(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
+  """(objective, model) of `build`, without parameters."""
   objective = objective_of(name, length, **changes)
   keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2, token_types=2 * ("types" in objective.element_spec))
   stack = transformer.Config(**{**keys, **MODELS.get(name.partition("-")[0], {}), **model_keys})
@@ -87,9 +94,7 @@ def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
     cut = patches.Config(height=8, width=8, patch=4)
     both = towers.Config({"text": text, "image": dataclasses.replace(text, patches=cut)})
     stack = both if "tokens" in objective.element_spec else dataclasses.replace(stack, patches=cut)
-  model = configs.make(stack, SIZE, objective.heads, length)
-  params = nn.unbox(transformer.init(model, jax.random.key(0)))
-  return objective, model, params, compiled(model)
+  return objective, configs.make(stack, SIZE, objective.heads, length)
 
 
 def shallow(name: str) -> dict[str, int]:
