@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment that the other scripts run in; sourced by them. Skips what is done already.
 #   RESEARCH_VENV    where it is (default: .venv in the checkout)
-#   RESEARCH_PYTHON  the Python to make it with (default: the first of python3.12, python3.11, python3 that works and is new enough)
+#   RESEARCH_PYTHON  the Python to make it with (default: the first of python3, python3.12, python3.11, python3.13 that is new enough)
 #   RESEARCH_EXTRAS  extras of setup.cfg to install, comma-separated
 set -euo pipefail
 

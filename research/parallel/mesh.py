@@ -1,7 +1,8 @@
 """Meshes of devices, and where the arrays of a run live on them.
 
-Axes: `data` (rows of a batch), `fsdp` (rows, and the parameters split along their width), `tensor` (heads, inner width, vocabulary). The
-same program runs on one device and on many; `jax.jit` inserts the communication.
+Axes: `data` (rows of a batch), `fsdp` (rows, and the parameters split along their width), `expert` (rows, and the experts of a mixture),
+`sequence` (the places of a row), `tensor` (heads, inner width, vocabulary). The same program runs on one device and on many; `jax.jit`
+inserts the communication. Neighbours in the grid are nearest along the last axes, so the axes that talk most come last.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from research.core.trees import leaf_name, named_leaves
 from research.core.types import Batch, PyTree
 from research.parallel.rules import RULES
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+ROWS = ("data", "fsdp", "expert")  # the axes that share out the rows of a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
   data: int = -1  # devices along each axis; −1: all that the other axes leave
   fsdp: int = 1
+  expert: int = 1
+  sequence: int = 1
   tensor: int = 1
 
 
@@ -37,8 +41,8 @@ def make(cfg: Config, devices: list[Any] | None = None) -> Mesh:
     UserError: the axes do not multiply to the number of devices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [cfg.data, cfg.fsdp, cfg.tensor]
-  wish = "×".join(f"{axis} {size}" for axis, size in zip(AXES, sizes))
+  sizes = [getattr(cfg, axis) for axis in AXES]
+  wish = describe(dict(zip(AXES, sizes)))
   if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
     raise UserError(f"mesh {wish}: every axis needs a positive size, and at most one may be -1 (all that the others leave).")
   known = math.prod(size for size in sizes if size > 0)
@@ -56,22 +60,30 @@ def shape(mesh: Mesh) -> dict[str, int]:
   return dict(zip(mesh.axis_names, mesh.devices.shape))
 
 
+def describe(sizes: dict[str, int]) -> str:
+  """As a person writes it: the axes that are used, `data` always."""
+  return " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1 or axis == "data")
+
+
+def row_parts(mesh: Mesh) -> int:
+  """How many parts the rows of a batch are cut into."""
+  return math.prod(shape(mesh)[axis] for axis in ROWS)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over data and fsdp."""
-  return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  """Rows over the axes that share them out."""
+  return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
   """Raises UserError where the rows cannot be dealt out evenly."""
   if batch_size % microbatches:
     raise UserError(f"batch_size {batch_size} is not a multiple of microbatches {microbatches}.")
-  sizes = shape(mesh)
-  parts = sizes["data"] * sizes["fsdp"]
-  rows = batch_size // microbatches
+  parts, rows = row_parts(mesh), batch_size // microbatches
   if rows % parts:
     near = max(1, round(rows / parts)) * parts * microbatches
-    raise UserError(f"{rows} rows (batch_size {batch_size} / microbatches {microbatches}) cannot be split over data {sizes['data']} × fsdp "
-                    f"{sizes['fsdp']} = {parts} devices; the nearest batch_size that can is {near}.")  # fmt: skip
+    raise UserError(f"{rows} rows (batch_size {batch_size} / microbatches {microbatches}) cannot be split over "
+                    f"{describe({axis: shape(mesh)[axis] for axis in ROWS})} = {parts} devices; the nearest batch_size that can is {near}.")  # fmt: skip
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:

@@ -5,13 +5,14 @@ whose `batch` has taken `fsdp` already, stays whole along `embed`.
 """
 
 RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
-    ("batch", ("data", "fsdp")),
+    ("batch", ("data", "fsdp", "expert")),
+    ("experts", "expert"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
     ("vocab", "tensor"),
     ("embed", "fsdp"),
-    ("length", None),
+    ("length", "sequence"),
     ("head_dim", None),
     ("layers", None),
 )

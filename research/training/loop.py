@@ -189,7 +189,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   start, wall_before = int(state.step), 0.0 if meta is None else meta["wall_seconds"]
   devices = run.mesh.devices.flatten()
   say(f"{size(state.params):,} parameters · vocabulary {run.prepared.vocab.size} · mesh "
-      + " × ".join(f"{axis} {n}" for axis, n in meshes.shape(run.mesh).items())
+      + meshes.describe(meshes.shape(run.mesh))
       + f" · {devices[0].device_kind}" + (f" · resumed at step {start}" if meta else ""))  # fmt: skip
 
   finished = os.path.join(workdir, "summary.json")
@@ -323,7 +323,7 @@ def _update_flops(run: Run) -> float:
 
 def _eval_batch_size(cfg: experiment.Config, mesh) -> int:
   """Rows at a time, rounded up to what the mesh can split."""
-  parts = meshes.shape(mesh)["data"] * meshes.shape(mesh)["fsdp"]
+  parts = meshes.row_parts(mesh)
   return -(-(cfg.evaluate.batch_size or cfg.batch_size) // parts) * parts
 
 

@@ -21,11 +21,12 @@ from tests.contracts import common
 @pytest.mark.parametrize(
   "axes, sizes",
   [
-    (dict(), (8, 1, 1)),
-    (dict(fsdp=2), (4, 2, 1)),
-    (dict(data=2, fsdp=-1, tensor=2), (2, 2, 2)),
-    (dict(data=1, fsdp=1, tensor=8), (1, 1, 8)),
-    (dict(data=1, fsdp=8, tensor=-1), (1, 8, 1)),
+    (dict(), (8, 1, 1, 1, 1)),
+    (dict(fsdp=2), (4, 2, 1, 1, 1)),
+    (dict(data=2, fsdp=-1, tensor=2), (2, 2, 1, 1, 2)),
+    (dict(data=1, fsdp=1, tensor=8), (1, 1, 1, 1, 8)),
+    (dict(data=1, fsdp=8, tensor=-1), (1, 8, 1, 1, 1)),
+    (dict(expert=2, sequence=4), (1, 1, 2, 4, 1)),
   ],
 )
 def test_sizes(axes, sizes):
@@ -36,7 +37,7 @@ def test_sizes(axes, sizes):
 
 
 def test_one_device():
-  assert meshes.shape(meshes.make(meshes.Config(), jax.devices()[:1])) == {"data": 1, "fsdp": 1, "tensor": 1}
+  assert meshes.shape(meshes.make(meshes.Config(), jax.devices()[:1])) == dict.fromkeys(meshes.AXES, 1)
 
 
 @pytest.mark.parametrize(
