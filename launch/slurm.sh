@@ -92,8 +92,10 @@ script() {
   fi
   printf 'source %q\n' "$root/launch/setup.sh"
   cat <<'END'
+# A task that dies ends the run: the others stop by themselves within a minute, and SLURM kills them after two. Not --kill-on-bad-exit=1, which
+# sends them SIGTERM at once: they would save, and srun would report 143 for a run that has failed, to be requeued for ever.
 status=0
-srun --kill-on-bad-exit=1 "$PYTHON" -m research.train "${arguments[@]}" || status=$?
+srun --kill-on-bad-exit=0 --wait=120 "$PYTHON" -m research.train "${arguments[@]}" || status=$?
 if [ "$status" -eq 143 ]; then
   echo "the run was told to stop and has saved: requeueing job $SLURM_JOB_ID"
   scontrol requeue "$SLURM_JOB_ID"
