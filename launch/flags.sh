@@ -48,7 +48,7 @@ number() {
 
 # word FLAG VALUE: one word, that can stand in a directive or a name.
 word() {
-  [[ "$2" =~ ^[A-Za-z0-9_.,:@%+/=-]*$ ]] || fail "$1=$(printf %q "$2") must be one word of letters, digits and _.,:@%+/=-"
+  [[ "$2" =~ ^[A-Za-z0-9_.,:@%+/=-]*$ ]] || fail "$1=$(quote "$2") must be one word of letters, digits and _.,:@%+/=-"
 }
 
 # The value of --workdir among the arguments given; nothing where there is none.
@@ -60,9 +60,19 @@ workdir_of() {
   printf %s "$found"
 }
 
+# quote WORD …: for any POSIX shell to read as these words (printf %q writes what only bash reads).
+quote() {
+  local word between="" apostrophe="'\\''"
+  for word in "$@"; do
+    [[ "$word" =~ ^[A-Za-z0-9_.,:@%+/=-]+$ ]] || word="'${word//"'"/$apostrophe}'"
+    printf '%s%s' "$between" "$word"
+    between=" "
+  done
+}
+
 # Prints a command as it could be typed, then runs it; with --dry-run it is only printed.
 run() {
-  printf '%q ' "$@"
+  quote "$@"
   echo
   if [ -z "${dry_run:-}" ]; then "$@"; fi
 }

@@ -29,7 +29,7 @@ if [ -n "${dry_run:-}" ]; then
   PYTHON=python
   port="${port:-PORT}"
 else
-  source "$root/launch/setup.sh"
+  source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
   port="${port:-$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')}"
   mkdir -p "$workdir/logs"
 fi
@@ -48,7 +48,7 @@ fi
 share=$((${#gpus[@]} / processes))
 
 children=()
-# shellcheck disable=SC2317  # called by the trap
+# shellcheck disable=SC2317,SC2329  # called by the trap
 stop() {
   stopping=1
   kill -TERM "${children[@]}" 2>/dev/null || true

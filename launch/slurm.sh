@@ -41,7 +41,7 @@ if [ -n "$array_file" ]; then
     mapfile -t -d '' words < <(xargs printf '%s\0' 2>/dev/null <<<"$line")
     wait $! || fail "line $number of $array_file: a quote is not closed."
     [ -n "$(workdir_of ${arguments[@]+"${arguments[@]}"} "${words[@]}")" ] || fail "line $number of $array_file names no --workdir: each run needs its own."
-    runs+=("$(printf ' %q' "${words[@]}")")
+    runs+=("$(quote "${words[@]}")")
   done <"$array_file"
   [ ${#runs[@]} -gt 0 ] || fail "$array_file has no line of arguments."
   case "$array" in "" | %*) array="0-$((${#runs[@]} - 1))$array" ;; esac
@@ -80,7 +80,7 @@ script() {
   echo '#SBATCH --open-mode=append'
   echo "#SBATCH --signal=TERM@$warning"
   echo 'set -euo pipefail'
-  echo "arguments=($(printf ' %q' ${arguments[@]+"${arguments[@]}"}))"
+  echo "arguments=($(quote ${arguments[@]+"${arguments[@]}"}))"
   if [ ${#runs[@]} -gt 0 ]; then
     echo 'case "$SLURM_ARRAY_TASK_ID" in'
     local i
@@ -90,7 +90,7 @@ script() {
   elif [ -n "$array" ]; then
     echo 'arguments=("${arguments[@]//\{task\}/$SLURM_ARRAY_TASK_ID}")'
   fi
-  printf 'source %q\n' "$root/launch/setup.sh"
+  echo "source $(quote "$root/launch/setup.sh")"
   cat <<'END'
 # A task that dies ends the run: the others stop by themselves within a minute, and SLURM kills them after two. Not --kill-on-bad-exit=1, which
 # sends them SIGTERM at once: they would save, and srun would report 143 for a run that has failed, to be requeued for ever.
@@ -108,7 +108,7 @@ text="$(script)"
 printf '%s\n' "$text"
 echo
 if [ -z "${dry_run:-}" ]; then
-  (source "$root/launch/setup.sh") # here, where there is a network
+  (source "$(dirname "${BASH_SOURCE[0]}")/setup.sh") # here, where there is a network
   mkdir -p "$logs"
 fi
 # % begins a pattern in the name of an output file.

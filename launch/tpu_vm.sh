@@ -40,7 +40,7 @@ esac
 
 # on_all WORD …: a command on every host. gcloud hands one string to the hosts' shells, so each word is quoted for them.
 on_all() {
-  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$(printf '%q ' "$@")"
+  run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all "--command=$(quote "$@")"
 }
 
 create() {
