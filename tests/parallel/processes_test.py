@@ -75,18 +75,17 @@ def test_rows_of_a_process():
 @pytest.mark.long
 def test_a_run_in_two_processes_is_stopped_and_goes_on_in_one(tmp_path, monkeypatch):
   """SIGTERM to one of two (fsdp 4) makes both save at the same step; one process (data 2 × tensor 2) ends the run, as one device does alone."""
-  config, workdir, steps = runs.write_config(str(tmp_path)), str(tmp_path / "run"), "--config.steps=40"
-  processes = several.start(2, 2, config, workdir, steps, "--config.mesh.data=1", "--config.mesh.fsdp=4")
+  config, workdir, short = runs.write_config(str(tmp_path)), str(tmp_path / "run"), ["--config.steps=16", "--config.model.layers=1"]
+  processes = several.start(2, 2, config, workdir, *short, "--config.mesh.data=1", "--config.mesh.fsdp=4")
   several.until(workdir, 3, processes)
   processes[1].send_signal(signal.SIGTERM)
   assert several.wait(processes) == [143, 143], several.output(workdir)[-3000:]
   assert "stopped by SIGTERM at step" in several.output(workdir) and "step" not in several.output(workdir, 1)
   made = meshes.make
-  overrides = [*several.COMMON, steps]
 
   def train(workdir, count, *mesh):
     monkeypatch.setattr(meshes, "make", lambda cfg, devices=None: made(cfg, devices or jax.devices()[:count]))
-    loop.train(load(config, [*overrides, *mesh]), workdir, say=lambda line: None)
+    loop.train(load(config, [*several.COMMON, *short, *mesh]), workdir, say=lambda line: None)
     return [(line["step"], line["loss"]) for line in runs.read_metrics(workdir)]
 
   moved = train(workdir, 4, "--config.mesh.data=2", "--config.mesh.tensor=2")
