@@ -91,8 +91,9 @@ class Mixture(nn.Module):
     x = x.astype(self.dtype)
     y = _spread(cfg, slots, x, weights_BxLxk, chosen_BxLxk, [kernel.astype(self.dtype) for kernel in into], out.astype(self.dtype))
 
-    mean = lambda values: jnp.einsum("BL...,BL->B...", values, counts_BxL) / jnp.maximum(jnp.sum(counts_BxL, axis=1), 1e-9).reshape(-1, *[1] * (values.ndim - 2))
-    f_BxE = mean(jnp.mean(fell_BxLxkxE.astype(wide), axis=2))
+    share_BxL = counts_BxL / jnp.maximum(jnp.sum(counts_BxL, axis=1, keepdims=True), 1e-9)
+    mean = lambda values: jnp.sum(values * share_BxL.reshape(*share_BxL.shape, *[1] * (values.ndim - 2)), axis=1)
+    f_BxE = mean(jnp.mean(fell_BxLxkxE, axis=2, dtype=wide))
     aux = {
         "balance": Aux(E * jnp.sum(f_BxE * mean(p_BxLxE), axis=-1), cfg.balance),
         "router_z": Aux(mean(jnp.square(jax.nn.logsumexp(logits_BxLxE, axis=-1))), cfg.router_z),
@@ -138,15 +139,16 @@ def _spread(cfg: Config, slots: int | None, x: Array, weights: Array, chosen: Ar
   if not any(axes for axes in (*tokens, *kernels)):
     return compute(x, weights, chosen, into, out, first=0)
   (rows, _), (over, _, inner) = tokens, kernels
-  gathered = [axis for axis in over if axis in rows]  # devices along it hold other rows; where they hold the same ones, there is nothing to gather
+  gathered = [axis for axis in over if axis in rows]
+  same = tuple(axis for axis in (*over, *inner) if axis not in gathered)  # devices along these hold the same tokens
 
   def part(x: Array, weights: Array, chosen: Array, into: list[Array], out: Array) -> Array:
+    # Said outright: where nothing but the indices of a gather varies, JAX leaves out the sum of its gradient over these devices.
+    x = jax.lax.pcast(x, same, to="varying")
     for axis in gathered:
       x, weights, chosen = (jax.lax.all_gather(of, axis, tiled=True) for of in (x, weights, chosen))
     first = jax.lax.axis_index(over) * out.shape[0] if over else 0
-    y = compute(x, weights, chosen, into, out, first=first)
-    if same := [axis for axis in (*over, *inner) if axis not in gathered]:
-      y = jax.lax.psum(y, same)
+    y = jax.lax.psum(compute(x, weights, chosen, into, out, first=first), same)
     for axis in reversed(gathered):
       y = jax.lax.psum_scatter(y, axis, tiled=True)
     return y
