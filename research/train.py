@@ -5,6 +5,10 @@
 Resumes if the workdir holds a run. SIGTERM saves and stops with status 143; the same command then goes on.
 With --restarts=N a run that crashes or hangs is started again from its last checkpoint, at most N times.
 Leaves config.json, metrics.jsonl, summary.json, loss.png, checkpoints/ and TensorBoard events in the workdir.
+
+On several machines, or in several processes, start the same command in each. Tasks of SLURM and workers of a Cloud TPU find each other;
+others are told by --coordinator, --processes and --process, or by RESEARCH_COORDINATOR, RESEARCH_PROCESSES and RESEARCH_PROCESS.
+All see the same workdir. When one dies, the others stop with status 75 within a minute.
 """
 
 from __future__ import annotations
@@ -29,6 +33,11 @@ flags.DEFINE_string("config", None, "config file, with :argument where it takes 
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_string("profile", None, "first:last step of a profiler trace, kept under workdir/profile", flag_values=FLAGS)
 flags.DEFINE_integer("restarts", 0, "times that a run is started again after a crash or a hang", lower_bound=0, flag_values=FLAGS)
+flags.DEFINE_string("coordinator", None, "host:port at which process 0 is to be found, for a run of several processes", flag_values=FLAGS)
+flags.DEFINE_integer("processes", None, "how many processes make up the run", flag_values=FLAGS)
+flags.DEFINE_integer("process", None, "which of them this one is, from 0", flag_values=FLAGS)
+flags.DEFINE_enum("distributed", "auto", ["auto", "off"], "auto: as flags, environment or cluster say; off: this process is alone", flag_values=FLAGS)
+flags.DEFINE_integer("connect_seconds", 50, "how long processes wait for each other at the start", flag_values=FLAGS)
 
 
 def main(arguments: list[str]) -> int:
@@ -47,9 +56,15 @@ def main(arguments: list[str]) -> int:
   config = load(source, overrides)
   startup.compilation_cache(os.path.join(FLAGS.workdir, "compilation_cache"))
 
+  from research.parallel import distributed
   from research.training import loop
 
-  summary = loop.train(config, FLAGS.workdir, profile=_steps(FLAGS.profile))
+  profile = _steps(FLAGS.profile)
+  with distributed.joined(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.distributed, FLAGS.connect_seconds):
+    summary = loop.train(config, FLAGS.workdir, profile=profile)
+    leads = distributed.leads()
+  if not leads:
+    return 128 + signal.Signals[summary["stopped_by"]].value if summary["stopped_by"] else 0
   if summary["stopped_by"]:
     print(f"stopped by {summary['stopped_by']} at step {summary['step']}, saved: the same command goes on from there", flush=True)
     return 128 + signal.Signals[summary["stopped_by"]].value

@@ -71,7 +71,7 @@ def start(config: str, workdir: str, *overrides: str) -> subprocess.Popen:
   """`python -m research.train` in the background, on one device."""
   environment = {
     **os.environ,
-    "XLA_FLAGS": "",
+    "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiling is most of so short a run
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": os.path.join(os.path.dirname(workdir), "cache"),
   }

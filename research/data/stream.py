@@ -1,7 +1,7 @@
 """The stream of rows as a pure function of (data.seed, index).
 
 Row i is found by arithmetic: nothing filters, nothing carries state. Global batch k is rows [k·B, (k+1)·B), of which each process
-reads its contiguous slice, so the position of a run is one number, whatever the number of hosts.
+reads those that its devices hold, so the position of a run is one number, whatever the number of hosts.
 """
 
 from __future__ import annotations
@@ -26,25 +26,21 @@ class Rows(Protocol):
   def __getitem__(self, index: int) -> Row: ...
 
 
-def batch(rows: Rows, k: int, batch_size: int, process_index: int = 0, process_count: int = 1) -> Batch:
-  """This process's slice of global batch k, as numpy arrays [batch_size / process_count, …].
+def batch(rows: Rows, k: int, batch_size: int, own: np.ndarray | None = None) -> Batch:
+  """Global batch k, or the part of it at the places `own` (int [b], of this process), as numpy arrays [b, …].
 
   The last batch of a finite split is filled up with empty rows (all zero) whose `valid` is False.
   """
-  share, left_over = divmod(batch_size, process_count)
-  if left_over:
-    raise ValueError(f"a batch of {batch_size} rows cannot be shared evenly by {process_count} processes")
-  start = k * batch_size + process_index * share
-  end = len(rows) if hasattr(rows, "__len__") else start + share
-  found = [rows[i] for i in range(start, min(start + share, end))]
-  valid = np.arange(share) < len(found)
-  like = found[0] if found else rows[0]
+  index = np.arange(batch_size, dtype=np.uint64) if own is None else own.astype(np.uint64)
+  index += np.uint64(k * batch_size)
+  valid = index < len(rows) if hasattr(rows, "__len__") else np.ones(len(index), bool)
+  found = {i: rows[int(at)] for i, at in enumerate(index) if valid[i]}
+  like = next(iter(found.values())) if found else rows[0]
   arrays = {}
   for name, array in like.items():
-    arrays[name] = np.zeros((share, *array.shape), array.dtype)
-    for i, row in enumerate(found):
+    arrays[name] = np.zeros((len(index), *array.shape), array.dtype)
+    for i, row in found.items():
       arrays[name][i] = row[name]
-  index = np.arange(start, start + share, dtype=np.uint64)
   words = np.stack([index >> np.uint64(32), index & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
   return Batch(arrays, words, valid)
 

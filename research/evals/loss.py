@@ -40,8 +40,8 @@ def run(step: Callable, params: PyTree, objective: Objective, rows: stream.Rows,
     at: the training step, for objectives whose corruption follows a schedule.
   """
   total: dict[str, Mean] | None = None
-  count = -(-len(rows) // batch_size)
-  with stream.prefetch(lambda k: stream.batch(rows, k, batch_size, jax.process_index(), jax.process_count()), 0, count) as batches:
+  count, own = -(-len(rows) // batch_size), meshes.own_rows(mesh, batch_size)
+  with stream.prefetch(lambda k: stream.batch(rows, k, batch_size, own), 0, count) as batches:
     for batch in batches:
       sums = step(params, meshes.put(batch, mesh), key, at)
       total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)

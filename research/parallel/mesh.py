@@ -75,6 +75,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Which rows of a global batch this process's devices hold, int64, ascending."""
+  parts = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+  return np.unique(np.concatenate([np.arange(batch_size)[part] for part in parts]))
+
+
 def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
   """Raises UserError where the rows cannot be dealt out evenly."""
   if batch_size % microbatches:
@@ -87,7 +93,7 @@ def check_batch(mesh: Mesh, batch_size: int, microbatches: int) -> None:
 
 
 def put(batch: Batch, mesh: Mesh) -> Batch:
-  """A global batch from each process's rows: arrays [b, …] of this process -> arrays [B, …] over the mesh."""
+  """A global batch from each process's rows: arrays [b, …] of its `own_rows` -> arrays [B, …] over the mesh."""
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 

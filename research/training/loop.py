@@ -29,6 +29,7 @@ from research.model import transformer
 from research.objectives.base import Objective, tokens_of_row
 from research.optim import guard
 from research.optim import optimizer as optimizers
+from research.parallel import distributed
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import experiment, monitor, throughput, watch
@@ -36,6 +37,8 @@ from research.training.alarms import Alarms
 from research.training.checkpoint import Checkpoints
 from research.training.restore import TOKENIZER, check_same, heads_matched
 from research.training.step import make_train_step
+from research.training.stop import Stop
+from research.training.workdir import claimed
 
 STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
 
@@ -65,7 +68,7 @@ def build(cfg: experiment.Config, directory: str, say: Callable[[str], None] = p
     meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
   if cfg.model.dtype == "float64" or cfg.model.param_dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  prepared = configs.module(cfg.data).prepare(cfg.data, directory, say)
+  prepared = distributed.lead(lambda: configs.module(cfg.data).prepare(cfg.data, directory, say))
   objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
   labels = getattr(prepared, "labels", ())
   if labels and objective.classes not in (None, len(labels)):
@@ -112,32 +115,11 @@ def _start_params(run: Run, fresh: PyTree, say: Callable[[str], None]) -> PyTree
   own = dict(named_leaves(fresh))
 
   def start(name, leaf):
-    return own[name] if source[name] is None else jax.device_put(source[name].astype(leaf.dtype), leaf.sharding)
+    if source[name] is None:
+      return own[name]
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: source[name][part].astype(leaf.dtype))
 
   return map_named(start, run.state.params)
-
-
-class Stop:
-  """Remembers SIGTERM and SIGINT until the step in flight is done; a second SIGINT interrupts at once."""
-
-  def __init__(self):
-    self.signal: int | None = None
-    self._old: dict[int, Any] = {}
-
-  def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      with contextlib.suppress(ValueError):  # not in the main thread: whoever runs us there handles signals
-        self._old[number] = signal.signal(number, self._note)
-    return self
-
-  def _note(self, number, frame):
-    if self.signal is not None and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self.signal = number
-
-  def __exit__(self, *_):
-    for number, old in self._old.items():
-      signal.signal(number, old)
 
 
 def _check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -167,11 +149,20 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   Raises:
     UserError: a mistake in the config or data, a damaged checkpoint, a full disk.
   """
+  os.makedirs(workdir, exist_ok=True)
+  leads = distributed.leads()  # the others compute, but say and write nothing besides their parts of checkpoints
+  with claimed(workdir) if leads else contextlib.nullcontext():
+    return _train(config, workdir, say if leads else lambda line: None, profile)
+
+
+def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> dict[str, Any]:
   started = time.perf_counter()
   cfg: experiment.Config = configs.typed(config)
-  os.makedirs(workdir, exist_ok=True)
+  leads = distributed.leads()
+  distributed.agree(**{f"--config.{key}": repr(value) for key, value in configs.leaves(config)})
   checkpoints = Checkpoints(workdir, cfg.checkpoint)
   meta = checkpoints.meta() if checkpoints.steps() else None
+  distributed.agree(**{"the last checkpoint of the workdir": str(meta and meta["step"])})
   if meta is not None and "imported" in meta:
     raise UserError(f"'{workdir}' holds imported weights, which no optimizer has worked on yet: train from them in a new workdir, with --config={workdir} "
                     f"--config.init_from={workdir}.")  # fmt: skip
@@ -182,9 +173,11 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   if meta is not None and meta["data_hash"] != run.prepared.digest:
     raise UserError(f"the data of '{workdir}' has changed since step {meta['step']} (hash {meta['data_hash']}, now {run.prepared.digest}): "
                     "bring the old files back, or start a new workdir.")  # fmt: skip
-  with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:
-    file.write(configs.record(config))
-  run.prepared.tokenizer.save(os.path.join(workdir, TOKENIZER))
+  distributed.agree(**{"the data's hash": run.prepared.digest})
+  if leads:
+    with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:
+      file.write(configs.record(config))
+    run.prepared.tokenizer.save(os.path.join(workdir, TOKENIZER))
 
   state = initial_state(run, say) if meta is None else checkpoints.restore(run.state)
   start, wall_before = int(state.step), 0.0 if meta is None else meta["wall_seconds"]
@@ -205,10 +198,11 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   cut = {split: rows.cut for split, rows in (("train", train_rows), ("valid", valid_rows)) if hasattr(rows, "cut")}
   if any(cut.values()):
     say("records cut to the row's length: " + " · ".join(f"{split} {count:,}" for split, count in cut.items()))
-  batch_of = lambda k: meshes.put(stream.batch(train_rows, k, cfg.batch_size, jax.process_index(), jax.process_count()), run.mesh)
+  own = meshes.own_rows(run.mesh, cfg.batch_size)
+  batch_of = lambda k: meshes.put(stream.batch(train_rows, k, cfg.batch_size, own), run.mesh)
   eval_batch = _eval_batch_size(cfg, run.mesh)
   eval_key = jax.random.key(cfg.seed + 1)
-  board = monitor.Monitor(workdir, cfg.log, cfg.steps, start, say)
+  board = monitor.Monitor(workdir, cfg.log, cfg.steps, start, say) if leads else monitor.Mute()
   alarms = Alarms(base_name, base.get("loss"))
   valid: dict[str, float] = {}
   last: dict[str, float] = {}
@@ -224,7 +218,8 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
       return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
 
     shardings = jax.tree.map(lambda s: s.sharding, run.state)
-    train_step = jax.jit(logged, donate_argnums=0, out_shardings=(shardings, None))
+    everywhere = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
+    train_step = jax.jit(logged, donate_argnums=0, out_shardings=(shardings, everywhere))
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     work, peak, compiled, skips = 0.0, (0.0, ""), None, []
     pending: tuple[int, Any] | None = None
@@ -279,13 +274,14 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
       if first_step is None:
         jax.block_until_ready(state.step)
         first_step = time.perf_counter() - started
-        peak = throughput.peak(devices[0])
+        peak = throughput.peak(jax.local_devices()[0])
         say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices.size / 1e9:,.0f} GFLOP/s ({peak[1]})")
         mark, counted = time.perf_counter(), 0
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
         pending = (step, metrics)
-      done, ending = step == cfg.steps, step == cfg.steps or stop.signal is not None
+      done = step == cfg.steps
+      ending = stop.wanted(step) or done
       evaluate, kept = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
       if not (evaluate or kept):
         continue
@@ -313,9 +309,12 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   checkpoints.close()
   board.close()
 
+  stopped_by = None if step == cfg.steps else signal.Signals(stop.signal).name
+  if not leads:
+    return {"step": step, "stopped_by": stopped_by}
   summary = _summary(run, config, workdir, step, last, work, devices)
   summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "baseline": base_name,
-              "skipped": int(guard.skipped(state.opt_state)), "stopped_by": None if step == cfg.steps else signal.Signals(stop.signal).name}  # fmt: skip
+              "skipped": int(guard.skipped(state.opt_state)), "stopped_by": stopped_by}  # fmt: skip
   summary |= {"goodput": watch.goodput(clock.seconds()), "seconds": clock.seconds()}
   summary |= {**({"cut": cut} if cut else {}), **({"alarms": alarms.said} if alarms.said else {})}
   summary |= {base_name: base} if base_name else {}

@@ -101,6 +101,16 @@ class Monitor:
       self._board.close()
 
 
+class Mute:
+  """A monitor that tells nothing: of the processes that do not lead a run."""
+
+  def write(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
+
+  def say(self, text: str) -> None: ...
+
+  def close(self) -> None: ...
+
+
 def short(values: Mapping[str, float]) -> str:
   """The few numbers that a person follows, on one line."""
   formats = {

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 HEARTBEAT = "heartbeat.json"
-HUNG = 75  # exit status of a process that stood still (EX_TEMPFAIL of sysexits.h)
+HUNG = 75  # exit status of a process that stood still (EX_TEMPFAIL of sysexits.h), as of one that lost another of its run (parallel/distributed)
 TICK = 1.0  # seconds between two looks
 WRITE = 10  # looks between two heartbeats on disk
 PARTS = ("set_up", "compile", "train", "evaluate", "save", "lost")  # lost: in runs that were killed, after the checkpoint that this one began from
@@ -55,7 +55,7 @@ class Watch:
       self._beats += 1
 
   def beat(self, step: int) -> None:
-    """Step number `step` was handed to the device, so the one before it is not what all wait for."""
+    """Step number `step` was handed to the device; with the step hanging, the device soon takes no more."""
     self._step = step
     self._beats += 1
 
@@ -156,7 +156,7 @@ def supervise(command: Sequence[str], restarts: int, say: Callable[[str], None] 
       status = 128 - status if status < 0 else status
       if status in FINAL or stopped or number == restarts:
         return status
-      say(f"the run ended with status {status}{' (it hung)' if status == HUNG else ''}: restart {number + 1} of {restarts}, from its last checkpoint")
+      say(f"the run ended with status {status}{' (it hung, or lost another process)' if status == HUNG else ''}: restart {number + 1} of {restarts}, from its last checkpoint")
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -224,7 +224,7 @@ def test_train_mistakes(fails, config, tmp_path, monkeypatch, arguments, parts):
 
 
 def process(module, *arguments):
-  environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
   environment.pop("JAX_COMPILATION_CACHE_DIR", None)
   return subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 

@@ -64,7 +64,7 @@ def test_rows_do_not_depend_on_what_was_read_before():
 
 @pytest.mark.parametrize("size, processes", [(4, 1), (6, 2), (12, 4), (12, 12)])
 def test_batches_do_not_depend_on_their_size_or_the_processes(size, processes):
-  parts = [batch(shuffled(31), k, size, p, processes) for k in range(60 // size) for p in range(processes)]
+  parts = [batch(shuffled(31), k, size, own) for k in range(60 // size) for own in np.split(np.arange(size), processes)]
   found = np.concatenate([part.rows["tokens"][:, 0] for part in parts])
   assert found.tolist() == [number(shuffled(31)[i]) for i in range(60 // size * size)]
   index = np.concatenate([part.index for part in parts])
@@ -80,15 +80,18 @@ def test_index_has_a_high_word():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_a_last_batch_is_filled_up(processes):
-  parts = [batch(Numbers(10, first=5), 1, 8, p, processes) for p in range(processes)]
+  parts = [batch(Numbers(10, first=5), 1, 8, own) for own in np.split(np.arange(8), processes)]
   assert np.concatenate([part.valid for part in parts]).tolist() == [True] * 2 + [False] * 6
   assert np.concatenate([part.rows["tokens"][:, 0] for part in parts]).tolist() == [13, 14] + [0] * 6
   assert np.concatenate([part.rows["segments"][:, 0] for part in parts]).tolist() == [1, 1] + [0] * 6
 
 
-def test_a_batch_that_cannot_be_shared_evenly():
-  with pytest.raises(ValueError, match="10 rows .* 4 processes"):
-    batch(Numbers(10), 0, 10, 0, 4)
+def test_the_rows_of_a_process_need_not_be_neighbours():
+  whole, part = batch(Numbers(20), 1, 8), batch(Numbers(20), 1, 8, np.array([1, 5]))
+  for name in ("tokens", "segments"):
+    np.testing.assert_array_equal(part.rows[name], whole.rows[name][[1, 5]])
+  np.testing.assert_array_equal(part.index, whole.index[[1, 5]])
+  assert part.valid.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("seed", range(6))
