@@ -56,7 +56,7 @@ def test_attention_kernels_are_matrices_of_all_heads():
     np.testing.assert_allclose(ours[name].reshape(matrix), wanted[f"block_0/{i}/kernel"], atol=1e-5, err_msg=name)
 
 
-def test_stacked_layers_are_apart():
+def test_stacked_layers_are_apart_and_experts_too():
   kinds = {"ffn/up": (D, F), "ffn/down": (F, D), "attention/query": (D, H, d), "attention/out": (H, d, D)}
   grads = {kind: [draw(2, *shape, seed=seed) for seed in (1, 2)] for kind, shape in kinds.items()}
   stacked = of_kernels({f"stack/blocks/{kind}/kernel": both for kind, both in grads.items()}, muon_scale="shape")
@@ -65,6 +65,9 @@ def test_stacked_layers_are_apart():
   for name, update in unrolled.items():
     _, block, rest = name.split("/", 2)
     np.testing.assert_allclose(stacked[f"stack/blocks/{rest}"][int(block[-1])], update, atol=1e-5, err_msg=name)
+  experts = of_kernels({"block_0/feed_forward/experts_up/kernel": grads["ffn/up"]}, muon_scale="shape")["block_0/feed_forward/experts_up/kernel"]
+  for i in range(2):
+    np.testing.assert_allclose(experts[i], unrolled[f"stack/block_{i}/ffn/up/kernel"], atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(D, F), (F, D), (D, D)])
