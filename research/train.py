@@ -3,6 +3,7 @@
   python -m research.train --config=configs/shakespeare_char.py --workdir=runs/char [--config.steps=500 …]
 
 Resumes if the workdir holds a run. SIGTERM saves and stops with status 143; the same command then goes on.
+With --restarts=N a run that crashes or hangs is started again from its last checkpoint, at most N times.
 Leaves config.json, metrics.jsonl, summary.json, loss.png, checkpoints/ and TensorBoard events in the workdir.
 
 On several machines, or in several processes, start the same command in each. Tasks of SLURM and workers of a Cloud TPU find each other;
@@ -19,6 +20,7 @@ if __name__ == "__main__":
 
 import os
 import signal
+import sys
 
 from absl import flags
 
@@ -30,6 +32,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "config file, with :argument where it takes one", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_string("profile", None, "first:last step of a profiler trace, kept under workdir/profile", flag_values=FLAGS)
+flags.DEFINE_integer("restarts", 0, "times that a run is started again after a crash or a hang", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_string("coordinator", None, "host:port at which process 0 is to be found, for a run of several processes", flag_values=FLAGS)
 flags.DEFINE_integer("processes", None, "how many processes make up the run", flag_values=FLAGS)
 flags.DEFINE_integer("process", None, "which of them this one is, from 0", flag_values=FLAGS)
@@ -39,6 +42,10 @@ flags.DEFINE_integer("connect_seconds", 50, "how long processes wait for each ot
 
 def main(arguments: list[str]) -> int:
   overrides = parse(arguments, FLAGS, __doc__)
+  if FLAGS.restarts:
+    from research.training import watch
+
+    return watch.supervise([sys.executable, "-m", "research.train", *arguments, "--restarts=0"], FLAGS.restarts)
   if not FLAGS.workdir:
     raise UserError("--workdir is missing: name a folder for the run.")
   if os.path.exists(FLAGS.workdir) and not os.path.isdir(FLAGS.workdir):

@@ -35,10 +35,14 @@ MESHES = {
     "fsdp 4 × data 2": dict(fsdp=4, data=2),
     "tensor 4 × fsdp 2": dict(tensor=4, fsdp=2),
     "tensor 2 × data 4": dict(tensor=2, data=4),
+    "expert 2 × data 4": dict(expert=2, data=4),
+    "expert 4 × tensor 2": dict(expert=4, tensor=2),
+    "expert 2 × fsdp 2 × tensor 2": dict(expert=2, fsdp=2, tensor=2),
 }
 ARCHITECTURES = {  # objective, or a variant of it -> what it trains
     "causal_lm": "decoder",
     "causal_lm-prefix": "decoder",
+    "causal_lm-experts": "decoder, experts",
     "masked_lm": "encoder",
     "next_sentence": "encoder",
     "permutation_lm": "encoder, two streams",
@@ -51,11 +55,16 @@ ARCHITECTURES = {  # objective, or a variant of it -> what it trains
     "similarity": "encoder",
     "seq2seq": "encoder–decoder",
 }
+DOUBLE = dict(dtype="float64", param_dtype="float64")  # where a choice of experts hangs on the numbers, rounding would make another one
 
 
 def losses(name: str, axes: dict[str, int], steps: int, **model_keys) -> list[float]:
   """The loss of each step on a mesh, from the same state and batches."""
-  objective, model = common.parts(name, dropout=0.1, model_keys=model_keys)
+  with jax.enable_x64(model_keys.get("dtype") == "float64"):
+    return _losses(*common.parts(name, dropout=0.1, model_keys=model_keys), axes, steps)
+
+
+def _losses(objective, model, axes: dict[str, int], steps: int) -> list[float]:
   mesh = meshes.make(meshes.Config(**{"data": 1, **axes}), jax.devices()[: int(np.prod(list(axes.values())))])
   # BERT's epsilon. Adam's first step moves every entry by the rate, however small its gradient: with 1e-8, one whose gradient is rounding
   # noise would move by something else on every mesh.
@@ -84,10 +93,12 @@ def main(names: list[str], steps: int = 50) -> None:
     raise SystemExit(f"no objective {', '.join(sorted(unknown))}: take of {', '.join(ARCHITECTURES)}.")
   print("| objective | trains | mesh | step 1, relative | largest difference |\n| --- | --- | --- | --- | --- |")
   for name in names or ARCHITECTURES:
-    one = losses(name, MESHES["1"], steps)
+    experts = name.endswith("-experts")
+    keys = DOUBLE if experts else {}
+    one = losses(name, MESHES["1"], steps, **keys)
     for mesh, axes in MESHES.items():
-      if mesh != "1":
-        many = losses(name, axes, steps)
+      if mesh != "1" and (experts or "expert" not in axes):
+        many = losses(name, axes, steps, **keys)
         print(f"| {name} | {ARCHITECTURES[name]} | {mesh} | {abs(many[0] / one[0] - 1):.1e} | {np.abs(np.array(one) - many).max():.1e} |", flush=True)
 
 

@@ -8,7 +8,9 @@ device.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,6 +19,12 @@ import jax
 
 # The name that JAX gives to what jax.checkpoint computes a second time, in the backward pass.
 RECOMPUTED = "rematted_computation"
+FILLED = "filled_"  # a scope's name; the share follows
+
+
+def filled(share: float) -> contextlib.AbstractContextManager:
+  """Scope of ragged products whose groups fill this share of the rows: a device that holds some of the groups has room for the rows of all."""
+  return jax.named_scope(f"{FILLED}{share:.9f}")
 
 
 class Flops(NamedTuple):
@@ -29,7 +37,7 @@ def count(function: Callable[..., Any], *args: Any, credit_recompute: bool = Fal
   """The operations of `function(*args)`.
 
   A `cond` counts as its dearest branch, a Pallas kernel as its body at every point of its grid, a ragged product as if its
-  groups filled all rows, and a convolution as if none of what it reads were padding.
+  groups filled all rows (or the share that `filled` says), and a convolution as if none of what it reads were padding.
 
   Args:
     args: pytrees of arrays or of jax.ShapeDtypeStruct.
@@ -58,7 +66,8 @@ def _of_jaxpr(jaxpr: Any, credit_recompute: bool) -> tuple[Counter, int]:
       continue
     name = eqn.primitive.name
     if name in _MATMULS:
-      totals[name] += _MATMULS[name](eqn)
+      share = re.search(FILLED + r"([\d.]+)", str(eqn.source_info.name_stack)) if name == "ragged_dot_general" else None
+      totals[name] += _MATMULS[name](eqn) * (float(share[1]) if share else 1)
       continue
     parts = [_of_jaxpr(inner, credit_recompute) for inner in _inner(eqn.params)]
     if name == "cond" and parts:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from research.core.config import Component, make
 from research.core.types import Array
 from research.model.cache import LayerCache
-from research.model.inputs import Sight
+from research.model.inputs import Aux, Sight
 from research.model.layers import Dropout, Norm, Normalize, constrain
 
 NormPlace = Literal["pre", "post"]
@@ -55,8 +55,8 @@ class Block(nn.Module):
     self.drop = Dropout(self.dropout)
 
   def __call__(self, x: Array, layer: Layer, sight: Sight, memory: Array | None, memory_sight: Sight | None, slot: Array | None,
-               bias: Array | None, train: bool, places: Array | None = None) -> tuple[Array, Layer]:  # fmt: skip
-    """x [B, L, D] -> the next x, and the layer's cache with the new keys and, where it has a past, what is to be its next one.
+               bias: Array | None, train: bool, places: Array | None = None) -> tuple[Array, tuple[Layer, dict[str, Aux]]]:  # fmt: skip
+    """x [B, L, D] -> the next x; the layer's cache with the new keys and, where it has a past, what is to be its next one; losses of its own.
 
     With `places` int [B, P] the next x is [B, P, D], at these alone; they see the keys of all. Not with a cache.
     """
@@ -72,12 +72,14 @@ class Block(nn.Module):
     if past is not None:
       past = jax.lax.stop_gradient(past)
       past = self.attention_norm(past) if pre else past
-    whole = None
+    whole, times = None, 1
     if places is not None:
       whole = self.attention_norm(x) if pre else x
       x = jnp.take_along_axis(x, places[:, :, None], axis=1)
       sight, memory_sight = sight.at(places), None if memory_sight is None else memory_sight.at(places)
       bias = None if bias is None else jnp.take_along_axis(bias, places[:, None, :, None], axis=2)
+      times = jnp.sum(places[:, :, None] == places[:, None, :], axis=-1)  # a place that is asked twice is one token
+    counts = None if sight.q_segments is None and places is None else (1 if sight.q_segments is None else sight.q_segments > 0) / times
 
     def attend_self(x: Array) -> Array:
       nonlocal cache
@@ -93,5 +95,12 @@ class Block(nn.Module):
     x = residual(x, self.attention_norm, attend_self)
     if self.cross:
       x = residual(x, self.cross_norm, attend_source)
-    x = residual(x, self.ffn_norm, self.feed_forward)
-    return x, Layer(cache, after)
+    aux = {}
+
+    def feed_forward(x: Array) -> Array:
+      nonlocal aux
+      y, aux = self.feed_forward(x, counts)
+      return y
+
+    x = residual(x, self.ffn_norm, feed_forward)
+    return x, (Layer(cache, after), aux)

@@ -86,12 +86,19 @@ class Projection(NamedTuple):
     return logits if self.bias is None else logits + self.bias.astype(dtype)
 
 
+class Aux(NamedTuple):
+  """A loss of the model's own, which training adds to the objective's and evaluation leaves out."""
+
+  values: Array  # [B]: of each row, which all weigh the same
+  factor: float  # in the sum that is differentiated; 0: only reported
+
+
 class Output(NamedTuple):
   heads: Mapping[str, Any]  # name -> what that head gives, at the positions that were asked for
   hidden: Array | None  # [B, L, D] after the last norm; None where heads were read, all at given places: the last block makes no others
   cache: Any  # the KV cache with the new keys written, or None
   past: Any  # with `past` given: what entered each layer, to be the next rows' past
-  aux: Mapping[str, Array]  # losses of the model's own (load balancing)
+  aux: Mapping[str, Aux]  # losses of the model's own (load balancing)
   updates: Mapping[str, Array]  # changes of parameters that have no gradient
 
 

@@ -29,7 +29,7 @@ from research.model.block import Block, Layer, NormPlace
 from research.model.embed import Embed
 from research.model.ffn import dense
 from research.model.heads import HEADS
-from research.model.inputs import HeadConfig, Inputs, Output, Past, Sight, cross_sight, self_sight
+from research.model.inputs import Aux, HeadConfig, Inputs, Output, Past, Sight, cross_sight, self_sight
 from research.model.layers import Dropout, Linear, Norm, Normalize, constrain
 from research.model.position import rotary
 from research.model.position.base import Sizes
@@ -78,8 +78,8 @@ class Stack(nn.Module):
   @nn.compact
   def __call__(self, x: Array, sight: Sight, memory: Array | None = None, memory_sight: Sight | None = None, bias: Array | None = None,
                cache: caches.Cache | None = None, past: Past | None = None, train: bool = False,
-               places: Array | None = None) -> tuple[Array, Any, Any]:  # fmt: skip
-    """x [B, L, D] -> what leaves the last block, the layers' caches and their next past (a tuple, or stacked where scanned).
+               places: Array | None = None) -> tuple[Array, Any, Any, dict[str, Aux]]:  # fmt: skip
+    """x [B, L, D] -> what leaves the last block, the layers' caches, their next past (a tuple, or stacked where scanned), their own losses' sums.
 
     With `places` int [B, P] only these leave it, [B, P, D], and an unrolled last block computes no others.
     """
@@ -97,21 +97,23 @@ class Stack(nn.Module):
       nothing = jnp.zeros_like(x[:, :0])
       hidden = jnp.broadcast_to(nothing, (self.layers, *nothing.shape)) if cfg.scan else (nothing,) * self.layers
     if not cfg.scan:
-      after = []
+      after, aux = [], []
       for i in range(self.layers):
         layer = Layer(None if cached is None else cached[i], None if hidden is None else hidden[i])
         last = places if i == self.layers - 1 else None
-        x, layer = block(**kwargs, name=f"block_{i}")(x, layer, sight, memory, memory_sight, slot, bias, train, last)
+        x, (layer, own) = block(**kwargs, name=f"block_{i}")(x, layer, sight, memory, memory_sight, slot, bias, train, last)
         after.append(layer)
-      return x, None if cache is None else tuple(a.cache for a in after), None if past is None else tuple(a.past for a in after)
+        aux.append(own)
+      total = jax.tree.map(lambda *each: sum(each), *aux)
+      return x, None if cache is None else tuple(a.cache for a in after), None if past is None else tuple(a.past for a in after), total
     scanned = nn.scan(
         block, variable_axes={"params": 0}, split_rngs={"params": True, "dropout": True}, length=self.layers,
         in_axes=(0, *[nn.broadcast] * 6), metadata_params={nn.PARTITION_NAME: "layers"},
     )  # fmt: skip
-    x, after = scanned(**kwargs, name="blocks")(x, Layer(cached, hidden), sight, memory, memory_sight, slot, bias, train)
+    x, (after, aux) = scanned(**kwargs, name="blocks")(x, Layer(cached, hidden), sight, memory, memory_sight, slot, bias, train)
     if places is not None:
       x = jnp.take_along_axis(x, places[:, :, None], axis=1)
-    return x, after.cache, after.past
+    return x, after.cache, after.past, jax.tree.map(lambda each: jnp.sum(each, axis=0), aux)
 
 
 class Transformer(nn.Module):
@@ -190,14 +192,16 @@ class Transformer(nn.Module):
     """
     if self.cfg.patches is not None:
       inputs = inputs.replace(positions=jnp.broadcast_to(jnp.arange(self.patches.places), (inputs.images.shape[0], self.patches.places)))
-    memory_sight = None
+    memory_sight, encoder_own, count = None, {}, self.cfg.layers
     if self.cfg.encoder_layers and cache is not None and cache.source is not None:
       memory, memory_sight = None, caches.source_sight(cache, inputs)
     elif self.cfg.encoder_layers:
       if inputs.source is None:
         raise ValueError("a model with encoder_layers > 0 needs Inputs.source; this objective gives none")
       memory_sight = cross_sight(inputs, inputs.source)
-      memory = self.encode(inputs.source, train) if memory is None else memory
+      if memory is None:
+        memory, encoder_own = self._encode(inputs.source, train)
+        count += self.cfg.encoder_layers
       if cache is not None:
         own = inputs.source.segments
         cache = cache._replace(source=jnp.ones(memory.shape[:2], jnp.int32) if own is None else own)
@@ -208,7 +212,7 @@ class Transformer(nn.Module):
       cache, sight = caches.write(cache, inputs)
     read = {name: self._places(name, places, len(x)) for name, places in (read or {}).items()}
     asked = self._asked(read, x.shape[1]) if cache is None else None
-    x, layers, hidden = self.stack(x, sight, memory, memory_sight, self.position.stack_bias(sight), cache, past, train, asked)
+    x, layers, hidden, own = self.stack(x, sight, memory, memory_sight, self.position.stack_bias(sight), cache, past, train, asked)
     if self.cfg.norm_place == "pre":
       x = self.final_norm(x)
     if cache is not None:
@@ -218,7 +222,8 @@ class Transformer(nn.Module):
       heads = {name: self._head(name, part) for name, part in zip(read, jnp.split(x, ends[:-1], axis=1))}
     else:
       heads = {name: self._head(name, self._at(name, x, sight.q_segments, places)) for name, places in read.items()}
-    return Output(heads, x if asked is None else None, cache, hidden, {}, {})
+    aux = jax.tree.map(lambda *sums: sum(sums) / count, own, *([encoder_own] if encoder_own else []))
+    return Output(heads, x if asked is None else None, cache, hidden, aux, {})
 
   def _places(self, name: str, places: Array | None, batch: int) -> Array | None:
     """Where the head `name` reads: a head of whole documents that is not told where takes the first place."""
@@ -254,9 +259,12 @@ class Transformer(nn.Module):
 
   def encode(self, source: Inputs, train: bool = False) -> Array:
     """The encoder's output [B, K, D]."""
+    return self._encode(source, train)[0]
+
+  def _encode(self, source: Inputs, train: bool) -> tuple[Array, dict[str, Aux]]:
     sight = self_sight(source)
-    x, _, _ = self.encoder(self.embedded(source, train, encoder=True), sight, bias=self.encoder_position.stack_bias(sight), train=train)
-    return self.encoder_norm(x) if self.cfg.norm_place == "pre" else x
+    x, _, _, aux = self.encoder(self.embedded(source, train, encoder=True), sight, bias=self.encoder_position.stack_bias(sight), train=train)
+    return (self.encoder_norm(x) if self.cfg.norm_place == "pre" else x), aux
 
   def everything(self, batch: int) -> Output:
     """Calls every part once on `batch` rows, so that initialisation makes every parameter."""

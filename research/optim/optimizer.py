@@ -123,12 +123,12 @@ def _algorithm(cfg: Config) -> optax.GradientTransformation:
 
 
 def _matrix(name: str, leaf: Array) -> optax.contrib.MuonDimensionNumbers:
-  """Which axes of a kernel are the matrix's input and output; an axis of stacked layers is neither, so each layer is apart.
+  """Which axes of a kernel are the matrix's input and output; an axis of stacked layers or experts is neither, so each is apart.
 
   All heads of an attention kernel make one matrix: queries, keys, values [D, H, d] map D to H·d, outputs [H, d, D] map H·d to
   D.
   """
-  first = 1 if re.search(r"(^|/)blocks/", name) else 0
+  first = len(re.findall(r"(?:^|/)(?:blocks|experts_\w+)(?=/)", name))
   axes = tuple(range(first, leaf.ndim))
   if len(axes) == 2 or len(axes) == 3 and re.search(r"(^|/)(query|key|value)/kernel$", name):
     inputs = 1

@@ -1,36 +1,31 @@
-"""Several processes, one run: how they find each other, what they agree on, and how one that fails takes the others with it.
+"""Several processes, one run: where each stands, and what they agree on.
 
 JAX runs the same program in every process (multi-controller); each holds its devices of one mesh. Process 0 starts a small service through
-which all of them learn of each other, exchange short messages and notice who has died. Everything here is the identity for one process.
+which all of them learn of each other's devices and exchange short messages. Everything here is the identity for one process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import os
 import re
-import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 from research.core.errors import UserError
+from research.parallel.meeting import STATUS_LOST, Meeting, leave
 
 T = TypeVar("T")
 
 DAY = 86_400_000  # ms
-STATUS_LOST = 75  # of a process that stops because another one did: a temporary failure (EX_TEMPFAIL), to be started again
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
   """Where a process stands among those of its run."""
 
   coordinator: str  # host:port of process 0
@@ -119,30 +114,39 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
   if place is None and (mode == "off" or not _on_cloud_tpu(os.environ)):
     yield
     return
-  _connect(place, seconds)
-  watch = _Watch()
-  watch.start()
+  if place is None:  # a Cloud TPU, whose surroundings JAX reads itself
+    jax.distributed.initialize(initialization_timeout=seconds)
+    yield
+    return
+  meeting = Meeting(place.coordinator, place.processes, place.process, seconds)
+  jax.distributed.initialize(
+      place.coordinator, place.processes, place.process, list(place.local_devices) if place.local_devices else None,
+      cluster_detection_method="deactivate", initialization_timeout=seconds, shutdown_timeout_seconds=60,
+  )  # fmt: skip
+  meeting.watch()
   try:
     yield
   except BaseException as error:
-    watch.failed(error)
-  watch.stop()
+    _fail(meeting, place.process, error)
+  meeting.close()
   jax.distributed.shutdown()
 
 
-def _connect(place: Place | None, seconds: int) -> None:
-  if place is None:  # a Cloud TPU, whose surroundings JAX reads itself
-    jax.distributed.initialize(initialization_timeout=seconds)
-    return
-  try:
-    jax.distributed.initialize(
-        place.coordinator, place.processes, place.process, list(place.local_devices) if place.local_devices else None,
-        cluster_detection_method="deactivate", initialization_timeout=seconds, shutdown_timeout_seconds=60,
-    )  # fmt: skip
-  except Exception as error:
-    reason = str(error).splitlines()[0][:200]
-    raise UserError(f"process {place.process} of {place.processes} (by {place.source}) could not meet the others at {place.coordinator} within {seconds} s: start all "
-                    f"{place.processes}, and let process 0 be reachable there ({reason}).") from error  # fmt: skip
+def _fail(meeting: Meeting, process: int, error: BaseException) -> None:
+  """Ends this process for an error, once the others have been told. An error that another process's end has caused is told as such."""
+  text = " ".join(str(error).split())[:300]
+  if isinstance(error, UserError):
+    status, message, told = 2, str(error), f"process {process}: {error}"
+  elif isinstance(error, KeyboardInterrupt):
+    status, message, told = 130, "interrupted", f"process {process} was interrupted"
+  elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in text for sign in ("Gloo", "NCCL", "UNAVAILABLE", "onnection")):
+    status, told = STATUS_LOST, f"process {process} has lost another process of the run"
+    message = f"another process of this run is gone ({text}). The same command, in all processes, goes on from the last checkpoint"
+  else:
+    traceback.print_exception(error)
+    status, message, told = 1, f"process {process} failed", f"process {process} failed ({type(error).__name__}: {text})"
+  meeting.tell(told)
+  leave(message, status)
 
 
 def _client() -> Any:
@@ -191,74 +195,3 @@ def agree(**values: str) -> None:
     if mine != theirs:
       raise UserError(f"the processes of this run differ in {name}: {mine} on process {jax.process_index()}, {theirs} on process 0. Start all of them with the same "
                       "command, on the same files.")  # fmt: skip
-
-
-class _Watch(threading.Thread):
-  """Tells the others that this process lives, or why it stops; and stops it when another has."""
-
-  BEAT, SILENCE = 5, 40  # seconds from one sign of life to the next; without one after which a process counts as dead
-
-  def __init__(self):
-    super().__init__(daemon=True)
-    self._client, self._index, self._ended = _client(), jax.process_index(), threading.Event()
-
-  def run(self) -> None:
-    heard: dict[int, tuple[str, float]] = {}
-    beat = 0
-    while not self._ended.is_set():
-      beat += 1
-      try:
-        self._client.key_value_set(f"research/alive/{self._index}", str(beat), allow_overwrite=True)
-        try:
-          message = self._client.blocking_key_value_get("research/failed", 1000 * self.BEAT)
-        except Exception as error:
-          if "DEADLINE_EXCEEDED" not in str(error):
-            raise
-          message = self._silent(heard) if self._index == 0 else None
-      except Exception as error:
-        message = None if self._ended.is_set() else f"process 0 is gone ({str(error).splitlines()[0][:120]})"
-      if message and not self._ended.is_set():
-        _leave(f"{message}; process {self._index} stops with it. The same command, in all processes, goes on from the last checkpoint.", STATUS_LOST)
-
-  def _silent(self, heard: dict[int, tuple[str, float]]) -> str | None:
-    """On process 0: which process has given no sign of life for too long."""
-    now = time.monotonic()
-    for index in range(1, jax.process_count()):
-      beat = self._client.key_value_try_get(f"research/alive/{index}")
-      if index not in heard or heard[index][0] != beat:
-        heard[index] = (beat, now)
-      elif now - heard[index][1] > self.SILENCE:
-        message = f"process {index} has given no sign of life for {self.SILENCE} s"
-        self._client.key_value_set("research/failed", message, allow_overwrite=True)
-        return message
-    return None
-
-  def failed(self, error: BaseException) -> None:
-    """Ends this process for an error, once the others have been told. An error that another process's end has caused is told as such."""
-    self._ended.set()  # from here on nobody else speaks
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, UserError):
-      status, message, told = 2, str(error), f"process {self._index}: {error}"
-    elif isinstance(error, KeyboardInterrupt):
-      status, message, told = 130, "interrupted", f"process {self._index} was interrupted"
-    elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in text for sign in ("Gloo", "NCCL", "UNAVAILABLE", "eartbeat", "onnection")):
-      status = STATUS_LOST
-      message = f"another process of this run is gone ({text}). The same command, in all processes, goes on from the last checkpoint"
-      told = f"process {self._index} has lost another process of the run"
-    else:
-      traceback.print_exception(error)
-      status, message, told = 1, f"process {self._index} failed", f"process {self._index} failed ({type(error).__name__}: {text})"
-    with contextlib.suppress(Exception):  # somebody may have spoken before, or the service may be gone
-      self._client.key_value_set("research/failed", told)
-    _leave(message, status)
-
-  def stop(self) -> None:
-    self._ended.set()
-    self.join()
-
-
-def _leave(message: str, status: int) -> None:
-  """Ends the process at once: the usual way would wait for the others, and a thread may hang in a collective."""
-  print(f"error: {message.rstrip('.')}.", file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(status)

@@ -32,7 +32,7 @@ from research.optim import optimizer as optimizers
 from research.parallel import distributed
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
-from research.training import experiment, monitor, throughput
+from research.training import experiment, monitor, throughput, watch
 from research.training.alarms import Alarms
 from research.training.checkpoint import Checkpoints
 from research.training.restore import TOKENIZER, check_same, heads_matched
@@ -168,6 +168,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
                     f"--config.init_from={workdir}.")  # fmt: skip
   if meta is not None:
     _check_resume(config, workdir, meta, say)
+  clock = watch.Watch(workdir, cfg.log.hang_seconds, {} if meta is None else meta.get("seconds", {}), jax.process_index())
   run = build(cfg, os.path.join(workdir, "data"), say)
   if meta is not None and meta["data_hash"] != run.prepared.digest:
     raise UserError(f"the data of '{workdir}' has changed since step {meta['step']} (hash {meta['data_hash']}, now {run.prepared.digest}): "
@@ -207,7 +208,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   last: dict[str, float] = {}
   first_step = None
 
-  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, stream.prefetch(batch_of, start, cfg.steps) as batches:
+  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
     update = make_train_step(run.apply, run.objective, run.optimizer, cfg.microbatches)
     rate = optimizers.learning_rate(cfg.optimizer, cfg.steps)
 
@@ -249,20 +250,24 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
     def save(loss: float | None) -> None:
       meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
               "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())),
-              "batch_size": cfg.batch_size, "wall_seconds": wall_before + time.perf_counter() - started}  # fmt: skip
+              "batch_size": cfg.batch_size, "wall_seconds": wall_before + time.perf_counter() - started,
+              "seconds": clock.seconds()}  # fmt: skip
       checkpoints.save(state, meta, loss)
 
     if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
       save(None)
     for batch in batches:
       if compiled is None:  # one trace serves the count of operations and the compilation
+        clock.enter("compile")
         traced = train_step.trace(state, batch)
         work = flops.count_jaxpr(traced.jaxpr).total - _update_flops(run)
         compiled = traced.lower().compile()
+        clock.enter("train")
       if step in profile and step == profile.start:
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
       state, metrics = compiled(state, batch)
       step, counted = step + 1, counted + 1
+      clock.beat(step)
       if step == profile.stop and len(profile):
         jax.block_until_ready(state)
         jax.profiler.stop_trace()
@@ -281,9 +286,11 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
       if not (evaluate or kept):
         continue
       report()
+      jax.block_until_ready(state.step)
       pause = time.perf_counter()
       loss = None
       if evaluate:
+        clock.enter("evaluate")
         average = optimizers.ema_params(state.opt_state)
         valid = loss_eval.run(eval_step, state.params if average is None else average, run.objective, valid_rows, eval_batch, run.mesh, eval_key,
                                state.step)  # fmt: skip
@@ -292,10 +299,13 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
         for line in alarms.valid(step, valid.get(f"loss_{next(iter(run.objective.factors))}", loss)):  # of several terms the first is that of the text
           board.say(line)
       if kept:
+        clock.enter("save")
         save(loss)
+      clock.enter("train")
       mark += time.perf_counter() - pause
       if ending:
         break
+  clock.enter("save")
   checkpoints.close()
   board.close()
 
@@ -305,6 +315,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   summary = _summary(run, config, workdir, step, last, work, devices)
   summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "baseline": base_name,
               "skipped": int(guard.skipped(state.opt_state)), "stopped_by": stopped_by}  # fmt: skip
+  summary |= {"goodput": watch.goodput(clock.seconds()), "seconds": clock.seconds()}
   summary |= {**({"cut": cut} if cut else {}), **({"alarms": alarms.said} if alarms.said else {})}
   summary |= {base_name: base} if base_name else {}
   with open(os.path.join(workdir, "summary.json"), "w", encoding="utf-8") as file:

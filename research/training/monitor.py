@@ -17,6 +17,11 @@ from research.core.errors import UserError
 class Config:
   every: int = 10  # steps from one line of training metrics to the next
   tensorboard: bool = True  # write TensorBoard events beside metrics.jsonl
+  hang_seconds: float = 600.0  # end a process that trains and finishes no step for so long, with all stacks in hang.txt; 0: never
+
+  def __post_init__(self):
+    if self.hang_seconds < 0:
+      raise ValueError(f"hang_seconds must not be negative; got {self.hang_seconds}")
 
 
 METRICS = "metrics.jsonl"

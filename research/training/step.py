@@ -10,7 +10,7 @@ batch size under memory limited setup"): the memory is that of a microbatch, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import optax
 
 from research.core.trees import named_leaves
 from research.core.types import Array, Batch, Mean, PyTree, TrainState
+from research.model.inputs import Aux, Output
 from research.objectives.base import Example, Objective, batch_metrics, corrupted
 
 Metrics = dict[str, Any]
@@ -27,8 +28,8 @@ Metrics = dict[str, Any]
 def make_train_step(apply: Callable, objective: Objective, optimizer: optax.GradientTransformationExtraArgs, microbatches: int):
   """(state, batch) -> (state, metrics): one update.
 
-  Metrics are device arrays: Means of the loss terms and of the objective's own metrics, `loss` (Σ factor · mean), `targets` and `padding` of the
-  batch, `gradient_norm` in all and by top-level group of parameters.
+  Metrics are device arrays: Means of the loss terms, of the objective's own metrics and of the model's own losses, `loss` (Σ factor · mean, the
+  model's among them), `targets` and `padding` of the batch, `gradient_norm` in all and by top-level group of parameters.
   """
 
   def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -38,32 +39,52 @@ def make_train_step(apply: Callable, objective: Objective, optimizer: optax.Grad
     dropout_key = jax.random.fold_in(dropout_key, state.step)
 
     cached = objective.whole_batch and microbatches > 1
-    forward = in_microbatches(apply, microbatches) if cached else apply
+    forward, parts = (in_microbatches(apply, microbatches), 1) if cached else (apply, microbatches)
 
-    def loss(params: PyTree, example: Example, key: Array) -> tuple[Array, tuple[dict[str, Mean], dict[str, Mean]]]:
-      terms, metrics = objective.loss(forward, params, example, key, True)
+    def loss(params: PyTree, example: Example, key: Array) -> tuple[Array, dict[str, Mean]]:
+      read = []  # what the model's calls give of its own; an objective makes them in its own trace, not inside a loop of JAX
+
+      def noted(*args: Any, **kwargs: Any) -> Output:
+        output = forward(*args, **kwargs)
+        read.append(output.aux)
+        return output
+
+      terms, metrics = objective.loss(noted, params, example, key, True)
       scale = {term: objective.factors[term] / jnp.maximum(denominators[term], 1e-9) for term in terms}
-      return sum(terms[term].total * scale[term] for term in terms), (terms, metrics)
+      own, own_means = own_losses(read, parts)
+      if len(terms) > 1 or own_means:
+        metrics = {**{f"loss_{term}": mean for term, mean in terms.items()}, **metrics, **own_means}
+      return sum((terms[term].total * scale[term] for term in terms), own), metrics
 
     gradient = jax.value_and_grad(loss, has_aux=True)
-    if microbatches == 1 or cached:
-      (value, sums), grads = gradient(state.params, example, dropout_key)
+    if parts == 1:
+      (value, metrics), grads = gradient(state.params, example, dropout_key)
     else:
-      parts = _cut(example, microbatches)
-      keys = jax.random.split(dropout_key, microbatches)
-      shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), keys[0])
+      cut = _cut(example, parts)
+      keys = jax.random.split(dropout_key, parts)
+      shapes = jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], cut), keys[0])
       zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
       add = lambda total, part: (jax.tree.map(jnp.add, total, gradient(state.params, *part)), None)
-      ((value, sums), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+      ((value, metrics), grads), _ = jax.lax.scan(add, zeros, (cut, keys))
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params, loss=value)
     params = optax.apply_updates(state.params, updates)
-    terms, metrics = sums
-    metrics = {"loss": value, **{f"loss_{term}": mean for term, mean in terms.items() if len(terms) > 1}, **metrics}
-    metrics |= {**batch_metrics(example, denominators), **gradient_norms(grads)}
+    metrics = {"loss": value, **metrics, **batch_metrics(example, denominators), **gradient_norms(grads)}
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
   return train_step
+
+
+def own_losses(read: Sequence[Mapping[str, Aux]], parts: int) -> tuple[Array | float, dict[str, Mean]]:
+  """The model's own losses in all its calls on one of `parts` equal parts of a batch: what they add to the loss, and each as a Mean over rows."""
+  loss, means = 0.0, {}
+  for name in {name: None for aux in read for name in aux}:
+    found = [aux[name] for aux in read if name in aux]
+    rows = sum(len(each.values) for each in found)
+    total = sum(jnp.sum(each.values) for each in found)
+    loss += found[0].factor * total / (rows * parts)
+    means[name] = Mean(total, jnp.asarray(rows, total.dtype))
+  return loss, means
 
 
 def _cut(rows: PyTree, microbatches: int) -> PyTree:

@@ -12,6 +12,7 @@ from research.core import config as configs
 from research.core.types import Batch, TrainState, Vocab
 from research.model import patches, towers, transformer
 from research.model.attention import grouped
+from research.model.ffn import moe
 from research.model.inputs import Projection
 
 LENGTH, SIZE = 16, 40
@@ -28,9 +29,14 @@ VARIANTS = {  # other ways of an objective, which keep the contracts too: object
     "permutation_lm-all": dict(predict=1),
     "contrastive-causal": dict(causal=True),
     "permutation_lm-parts": dict(recurrence=2, bidirectional=True, predict=3, span=2),
+    "causal_lm-experts": {},
 }
-MODELS = {"permutation_lm": dict(queries=True), "seq2seq": dict(encoder_layers=2)}  # keys of the Transformer that an objective needs
-DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-regularized", "classification", "tagging", "seq2seq", "similarity", "contrastive", "contrastive-causal"}  # `corrupt` draws nothing
+MODELS = {  # keys of the Transformer that an objective or a variant needs
+    "permutation_lm": dict(queries=True),
+    "seq2seq": dict(encoder_layers=2),
+    "causal_lm-experts": dict(ffn=moe.Config(experts=4, hidden=16, gated=True)),
+}
+DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-experts", "causal_lm-regularized", "classification", "tagging", "seq2seq", "similarity", "contrastive", "contrastive-causal"}  # `corrupt` draws nothing
 LABELS = {"classification": "label", "image_classification": "label", "similarity": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
 IN_BATCH = "a row is told apart from the other rows of its batch"
 ONE_TEXT = "a row is one text, whatever documents it was cut from"
@@ -88,7 +94,7 @@ def parts(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
   """(objective, model) of `build`, without parameters."""
   objective = objective_of(name, length, **changes)
   keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2, token_types=2 * ("types" in objective.element_spec))
-  stack = transformer.Config(**{**keys, **MODELS.get(name.partition("-")[0], {}), **model_keys})
+  stack = transformer.Config(**{**keys, **_needed(name), **model_keys})
   if "images" in objective.element_spec:
     text = dataclasses.replace(stack, layers=1)
     cut = patches.Config(height=8, width=8, patch=4)
@@ -97,9 +103,13 @@ def parts(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
   return objective, configs.make(stack, SIZE, objective.heads, length)
 
 
+def _needed(name: str) -> dict:
+  return {**MODELS.get(name.partition("-")[0], {}), **MODELS.get(name, {})}
+
+
 def shallow(name: str) -> dict[str, int]:
   """Keys of the model for contracts that one layer of each stack shows as well as two: half as much to compile."""
-  return {key: 1 for key in ("layers", *(key for key in MODELS.get(name.partition("-")[0], {}) if key == "encoder_layers"))}
+  return {key: 1 for key in ("layers", *(key for key in _needed(name) if key == "encoder_layers"))}
 
 
 def compiled(model):

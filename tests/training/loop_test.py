@@ -141,6 +141,8 @@ def test_what_the_summary_says(whole):
   assert {"loss", "accuracy", "bits_per_byte", "perplexity"} <= summary["valid"].keys()
   assert summary["device"] == {"kind": jax.devices()[0].device_kind, "count": 1} and summary["mesh"] == dict.fromkeys(meshes.AXES, 1)
   assert summary["tokens_per_second"] > 0 and summary["mfu"] > 0 and summary["wall_seconds"] > 0 and summary["flops"] % 12 == 0
+  assert all(summary["seconds"][part] > 0 for part in ("set_up", "compile", "train", "evaluate", "save")) and summary["seconds"]["lost"] == 0
+  assert summary["goodput"] == pytest.approx(summary["seconds"]["train"] / sum(summary["seconds"].values()), abs=1e-3)
 
 
 @pytest.mark.parametrize("steps, part", [((3, -1), "negative"), ((0, 13), "ends at steps 12")])
@@ -170,8 +172,9 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, data, 
   assert stopped["stopped_by"] == "SIGTERM" and 4 <= stopped["step"] < 12
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   said = []
-  loop.train(tiny(data, name), workdir, said.append)
+  resumed = loop.train(tiny(data, name), workdir, said.append)
   assert any(f"resumed at step {stopped['step']}" in line for line in said)
+  assert resumed["seconds"]["train"] > stopped["seconds"]["train"] and resumed["seconds"]["lost"] == 0
   assert interruptions.same_arrays(whole(name)[0], workdir) == []
   assert interruptions.lines(workdir) == interruptions.lines(whole(name)[0])
 

@@ -7,6 +7,7 @@ import dataclasses
 import flax.linen as nn
 
 from research.core.types import Array
+from research.model.inputs import Aux
 from research.model.layers import ACTIVATIONS, Activation, Linear, constrain
 
 
@@ -27,8 +28,8 @@ class Dense(nn.Module):
   param_dtype: str
 
   @nn.compact
-  def __call__(self, x: Array) -> Array:
-    """[B, L, D] -> [B, L, D]."""
+  def __call__(self, x: Array, counts: Array | None) -> tuple[Array, dict[str, Aux]]:
+    """[B, L, D] -> [B, L, D]; it has no losses of its own, so what a place counts in them is not looked at."""
     cfg = self.cfg
     hidden = cfg.hidden or (-(-self.width * 8 // 24) * 8 if cfg.gated else 4 * self.width)
     common = dict(bias=cfg.bias, dtype=self.dtype, param_dtype=self.param_dtype)
@@ -39,7 +40,7 @@ class Dense(nn.Module):
     else:
       h = act(up)
     h = constrain(h, "batch", "length", "mlp")
-    return Linear((hidden,), (self.width,), ("mlp", "embed"), deviation=self.out_deviation, name="down", **common)(h)
+    return Linear((hidden,), (self.width,), ("mlp", "embed"), deviation=self.out_deviation, name="down", **common)(h), {}
 
 
 def make(cfg: Config, **kwargs) -> Dense:
