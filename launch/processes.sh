@@ -53,6 +53,7 @@ stop() {
   stopping=1
   kill -TERM "${children[@]}" 2>/dev/null || true
 }
+trap stop TERM INT HUP
 for ((i = 0; i < processes; i++)); do
   command=("$PYTHON" -m research.train "--coordinator=127.0.0.1:$port" "--processes=$processes" "--process=$i" "${arguments[@]}")
   if [ "$share" -gt 0 ]; then
@@ -71,7 +72,7 @@ for ((i = 0; i < processes; i++)); do
   children+=($!)
 done
 [ -z "${dry_run:-}" ] || exit 0
-trap stop TERM INT HUP
+[ -z "${stopping:-}" ] || stop # told before all had been started
 
 # One after another, as they end; a signal interrupts the wait, and nobody is forgotten.
 status=0

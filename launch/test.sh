@@ -4,5 +4,5 @@ set -euo pipefail
 RESEARCH_EXTRAS="${RESEARCH_EXTRAS:-test,hf}"
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 
-"$PYTHON" -m ruff check research configs tests benchmarks experiments
+"$PYTHON" -m ruff check research configs tests benchmarks experiments launch
 exec "$PYTHON" -m pytest -n "${RESEARCH_TEST_WORKERS:-2}" --dist worksteal "$@"
