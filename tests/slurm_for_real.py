@@ -5,7 +5,7 @@
 Starts munged, slurmctld and slurmd on this machine, as its only node, with everything below a temporary folder, and ends them afterwards. Needs
 root and Debian's slurm-wlm and munge (`apt-get install slurm-wlm munge`); says so and does nothing without. Runs are made by the Python of
 launch/setup.sh. In `stop`, two tasks with two simulated devices each form one mesh. In `array`, of two runs of an array one is
-requeued without a warning and one cancelled; the same command, submitted again, ends both.
+requeued by scontrol and one cancelled; the same command, submitted again, ends both.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ def array(folder: str, config: str) -> int:
     output(*command, f"{job}_{task}")
   wait(job)
   reached = [tiny.checkpoints(f"{folder}/run {task}")[0][-1] for task in (0, 1)]
-  print(f"an array: run 0 requeued without a warning, now at step {reached[0]}; run 1 cancelled, at step {reached[1]}:")
+  print(f"an array: run 0 requeued by scontrol, now at step {reached[0]}; run 1 cancelled, at step {reached[1]}:")
   for log in sorted(pathlib.Path(folder, "array_logs").iterdir()):
     shown(log.read_text())
   wait(submit("--array=1,2", *common, devices=1))
