@@ -32,6 +32,24 @@ def constrain(x: Array, *axes: str | None) -> Array:
   return nn.with_logical_constraint(x, axes)
 
 
+def mesh_axes(*names: str) -> tuple[str | tuple[str, ...] | None, ...]:
+  """The axes of the mesh in force along which the logical axes of an array are split; None where an axis is whole, or there is no mesh."""
+  return tuple(nn.logical_to_mesh_axes(names)) if nn.get_logical_axis_rules() else (None,) * len(names)
+
+
+def parts(name: str) -> int:
+  """Into how many parts the mesh in force cuts a logical axis."""
+  (axes,), sizes = mesh_axes(name), jax.sharding.get_abstract_mesh().shape
+  return math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def platform() -> str:
+  """cpu, gpu or tpu: of the mesh in force, whose devices need not be at hand; without a mesh, where JAX computes by default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  found = jax.default_backend() if device is None else device.platform
+  return "gpu" if found in ("cuda", "rocm") else found
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _product(x: Array, kernel: Array, n: int) -> Array:
   """x[…, *inputs] · kernel[*inputs, *outputs], the last `n` axes of x being inputs.
