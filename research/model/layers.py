@@ -28,19 +28,24 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """Names the logical axes of an activation; the mesh's table says where they go. Without a mesh this is the identity."""
-  return nn.with_logical_constraint(x, axes)
+  """Names the logical axes of an activation; the mesh's table says where they go. Without a mesh this is the identity.
+
+  An axis that its part of the mesh does not divide is kept whole: XLA would pad the parts to one size, and has given wrong gradients for that.
+  """
+  whole = lambda name, size: name is not None and size % parts(name) != 0
+  return nn.with_logical_constraint(x, tuple(None if whole(name, size) else name for name, size in zip(axes, x.shape)))
 
 
-def mesh_axes(*names: str) -> tuple[str | tuple[str, ...] | None, ...]:
-  """The axes of the mesh in force along which the logical axes of an array are split; None where an axis is whole, or there is no mesh."""
-  return tuple(nn.logical_to_mesh_axes(names)) if nn.get_logical_axis_rules() else (None,) * len(names)
+def mesh_axes(name: str) -> tuple[str, ...]:
+  """The axes of the mesh in force along which a logical axis is split; none where it is whole, or there is no mesh."""
+  axes = nn.logical_to_mesh_axes((name,))[0] if nn.get_logical_axis_rules() else None
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if sizes.get(axis, 1) > 1)
 
 
 def parts(name: str) -> int:
   """Into how many parts the mesh in force cuts a logical axis."""
-  (axes,), sizes = mesh_axes(name), jax.sharding.get_abstract_mesh().shape
-  return math.prod(sizes.get(axis, 1) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+  return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in mesh_axes(name))
 
 
 def platform() -> str:

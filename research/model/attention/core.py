@@ -51,7 +51,7 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
   Raises:
     UserError: the kernel that is asked for cannot honour the call.
   """
-  split = parts("length") > 1
+  split = parts("length") > 1 and q.shape[1] % parts("length") == 0
   call = Call(platform(), q.dtype.name, q.shape[1], k.shape[1], q.shape[3], sight.kind, sight.q_segments is not None, window is not None,
               bias is not None, drop is not None, split)  # fmt: skip
   if split:

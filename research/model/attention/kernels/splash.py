@@ -11,6 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from research.core.types import Array
 from research.model.attention.kernels.base import Call, Drop
@@ -41,12 +42,12 @@ def refuses(call: Call) -> str | None:
 
 def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Array | None, window: int | None, drop: Drop | None, split: bool) -> Array:
   """As `core.attend`, for what `refuses` lets through."""
-  del bias, window, drop, split
+  del bias, window, drop
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
   (B, L, H, _), K = q.shape, k.shape[1]
-  sequence = parts("length")
+  sequence = parts("length") if split else 1
   whole_L, whole_K = (-(-n // (LANES * cut)) * LANES * cut for n, cut in ((L, sequence), (K, 1)))
   segments = sight.q_segments is not None
   q_segments, k_segments = sight.q_segments, sight.k_segments
@@ -67,10 +68,11 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
       block_sizes=splash.BlockSizes(bq, bk, bk, bq, bk, bk, bq, bk),
   )  # fmt: skip
   run = lambda kernel, *arrays: jax.vmap(kernel)(*arrays)
-  rows, heads, length = mesh_axes("batch", "heads", "length")
   if (mesh := jax.sharding.get_abstract_mesh()).size > 1:
-    P = jax.sharding.PartitionSpec
-    specs = [P(rows, heads, length), P(rows, mesh_axes("kv_heads")[0]), P(rows, mesh_axes("kv_heads")[0]), splash.SegmentIds(P(rows, length), P(rows))]
+    rows, heads, kv_heads = map(mesh_axes, ("batch", "heads", "kv_heads"))
+    length = mesh_axes("length") if split else None
+    rows = rows if B % parts("batch") == 0 else None  # the single row that makes the parameters is on every device
+    specs = [P(rows, heads, length), P(rows, kv_heads), P(rows, kv_heads), splash.SegmentIds(P(rows, length), P(rows))]
     spec = kernel.manual_sharding_spec(NamedSharding(mesh, P(heads, length)))
     run = jax.shard_map(run, in_specs=(spec, *specs[: len(arrays)]), out_specs=P(rows, heads, length), check_vma=False)
   out = run(kernel, *arrays).transpose(0, 2, 1, 3)[:, :L]
