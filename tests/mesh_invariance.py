@@ -35,6 +35,9 @@ MESHES = {
     "fsdp 4 × data 2": dict(fsdp=4, data=2),
     "tensor 4 × fsdp 2": dict(tensor=4, fsdp=2),
     "tensor 2 × data 4": dict(tensor=2, data=4),
+    "sequence 2 × data 4": dict(sequence=2, data=4),
+    "sequence 4 × tensor 2": dict(sequence=4, tensor=2),
+    "fsdp 2 × sequence 2 × tensor 2": dict(fsdp=2, sequence=2, tensor=2),
 }
 ARCHITECTURES = {  # objective, or a variant of it -> what it trains
     "causal_lm": "decoder",

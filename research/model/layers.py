@@ -73,6 +73,9 @@ def _product_backward(n: int, saved: tuple[Array, Array], g: Array) -> tuple[Arr
   x, kernel = saved
   outputs = kernel.ndim - n
   d_x = jax.lax.dot_general(g, kernel, ((tuple(range(g.ndim - outputs, g.ndim)), tuple(range(n, kernel.ndim))), ((), ())))
+  if parts("length") > 1:  # rows and places that are both spread over devices are not made one axis: no sharding of it could keep them where they are
+    lead = tuple(range(x.ndim - n))
+    return d_x, jax.lax.dot_general(x, g, ((lead, lead), ((), ())))
   rows, columns = math.prod(kernel.shape[:n]), math.prod(kernel.shape[n:])
   d_kernel = jax.lax.dot_general(x.reshape(-1, rows), g.reshape(-1, columns), (((0,), (0,)), ((), ())))
   return d_x, d_kernel.reshape(kernel.shape)

@@ -229,7 +229,8 @@ def test_any_mesh_gives_the_same_losses(name):
 
   shallow = common.shallow(name)
   one = losses(name, dict(data=1), 8, **shallow)
-  for axes in (dict(data=8), dict(fsdp=2, tensor=2, data=2)):
+  third = "sequence" if name in ("causal_lm", "masked_lm", "permutation_lm", "seq2seq") else "data"
+  for axes in (dict(data=8), {"fsdp": 2, "tensor": 2, third: 2}):
     many = losses(name, axes, 8, **shallow)
     assert many[0] == pytest.approx(one[0], rel=1e-6), axes
     assert np.abs(np.array(one) - many).max() <= 1e-5, axes

@@ -55,7 +55,9 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
   call = Call(platform(), q.dtype.name, q.shape[1], k.shape[1], q.shape[3], sight.kind, sight.q_segments is not None, window is not None,
               bias is not None, drop is not None, split)  # fmt: skip
   if split:
-    k, v = (constrain(x, "batch", "kv_length", "kv_heads", "head_dim") for x in (k, v))
+    # Projected where they are, then gathered: without the first constraint every device would project the whole row.
+    spread = lambda x, length: constrain(x, "batch", length, "kv_heads", "head_dim")
+    k, v = (spread(spread(x, "length"), "kv_length") for x in (k, v))
   chosen = KERNELS[choose(kernel, call, binding)]
   return chosen.attend(q, k, v, sight, scale=scale, bias=bias, window=window, drop=drop, split=split)
 
