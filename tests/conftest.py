@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-FLAGS = "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"
+from tests.compiling import FLAGS
 
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 gc.set_threshold(20_000, 20, 50)
 

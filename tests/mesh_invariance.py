@@ -38,6 +38,9 @@ MESHES = {
     "expert 2 × data 4": dict(expert=2, data=4),
     "expert 4 × tensor 2": dict(expert=4, tensor=2),
     "expert 2 × fsdp 2 × tensor 2": dict(expert=2, fsdp=2, tensor=2),
+    "sequence 2 × data 4": dict(sequence=2, data=4),
+    "sequence 4 × tensor 2": dict(sequence=4, tensor=2),
+    "fsdp 2 × sequence 2 × tensor 2": dict(fsdp=2, sequence=2, tensor=2),
 }
 ARCHITECTURES = {  # objective, or a variant of it -> what it trains
     "causal_lm": "decoder",

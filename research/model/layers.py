@@ -28,8 +28,31 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def constrain(x: Array, *axes: str | None) -> Array:
-  """Names the logical axes of an activation; the mesh's table says where they go. Without a mesh this is the identity."""
-  return nn.with_logical_constraint(x, axes)
+  """Names the logical axes of an activation; the mesh's table says where they go. Without a mesh this is the identity.
+
+  An axis that its part of the mesh does not divide is kept whole: XLA would pad the parts to one size, and has given wrong gradients for that.
+  """
+  whole = lambda name, size: name is not None and size % parts(name) != 0
+  return nn.with_logical_constraint(x, tuple(None if whole(name, size) else name for name, size in zip(axes, x.shape)))
+
+
+def mesh_axes(name: str) -> tuple[str, ...]:
+  """The axes of the mesh in force along which a logical axis is split; none where it is whole, or there is no mesh."""
+  axes = nn.logical_to_mesh_axes((name,))[0] if nn.get_logical_axis_rules() else None
+  sizes = jax.sharding.get_abstract_mesh().shape
+  return tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if sizes.get(axis, 1) > 1)
+
+
+def parts(name: str) -> int:
+  """Into how many parts the mesh in force cuts a logical axis."""
+  return math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in mesh_axes(name))
+
+
+def platform() -> str:
+  """cpu, gpu or tpu: of the mesh in force, whose devices need not be at hand; without a mesh, where JAX computes by default."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  found = jax.default_backend() if device is None else device.platform
+  return "gpu" if found in ("cuda", "rocm") else found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -50,6 +73,9 @@ def _product_backward(n: int, saved: tuple[Array, Array], g: Array) -> tuple[Arr
   x, kernel = saved
   outputs = kernel.ndim - n
   d_x = jax.lax.dot_general(g, kernel, ((tuple(range(g.ndim - outputs, g.ndim)), tuple(range(n, kernel.ndim))), ((), ())))
+  if parts("length") > 1:  # rows and places that are both spread over devices are not made one axis: no sharding of it could keep them where they are
+    lead = tuple(range(x.ndim - n))
+    return d_x, jax.lax.dot_general(x, g, ((lead, lead), ((), ())))
   rows, columns = math.prod(kernel.shape[:n]), math.prod(kernel.shape[n:])
   d_kernel = jax.lax.dot_general(x.reshape(-1, rows), g.reshape(-1, columns), (((0,), (0,)), ((), ())))
   return d_x, d_kernel.reshape(kernel.shape)

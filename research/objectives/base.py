@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from research.core.types import Array, Batch, Field, Mean, Metrics
 from research.model.inputs import HeadConfig, Inputs
+from research.model.layers import constrain, parts
 
 ROW_AXES = ("length",)
 SEGMENTS_MEANING = "0 where the row is padded, 1, 2, … for the documents packed into it"
@@ -154,7 +155,11 @@ def corrupted(objective: Objective, key: Array, batch: Batch, step: Array) -> Ex
   """The batch's rows as the objective trains on them; rows that only pad a batch weigh nothing."""
   example = jax.vmap(objective.corrupt, in_axes=(0, 0, None))(row_keys(key, batch.index), batch.rows, step)
   weigh = lambda weights: weights * batch.valid.reshape(-1, *[1] * (weights.ndim - 1))
-  return example._replace(weights={term: weigh(weights) for term, weights in example.weights.items()})
+  example = example._replace(weights={term: weigh(weights) for term, weights in example.weights.items()})
+  if parts("length") == 1:
+    return example
+  # Corruption works on whole rows, of places that a mesh need not divide; the model spreads them.
+  return jax.tree.map(lambda x: constrain(x, "batch", *[None] * (x.ndim - 1)), example)
 
 
 def tokens_of_row(objective: Objective, length: int) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 
 from research.core.types import Array
 from research.model.inputs import Projection
-from research.model.layers import constrain
+from research.model.layers import constrain, parts
 
 CHUNK = 1 << 22  # logits of one row that are alive at a time (16 MiB a row in float32); fewer chunks add to the gradient of the kernel less often
 PIECE = 1 << 15  # entries of the vocabulary that a CPU multiplies at a time: narrower products run faster there
@@ -33,6 +33,7 @@ class Form(NamedTuple):
 
   chunks: int  # of the places
   pieces: int  # of the vocabulary
+  parts: int  # that the mesh cuts the places into: a chunk takes some of each, so that no device waits for another's
   z_loss: float
   label_smoothing: float
 
@@ -53,12 +54,13 @@ def token_loss(scores: Projection, targets: Array, weights: Array, z_loss: float
   B, P, D = scores.hidden.shape
   V = scores.kernel.shape[0]
   pieces = _pieces(V)
-  chunks = _chunks(P, V, CHUNK if pieces == 1 else 2 * CHUNK)  # in pieces, fewer and larger chunks are faster
+  spread = parts("length") if P % parts("length") == 0 else 1
+  chunks = _chunks(P // spread, V, CHUNK if pieces == 1 else 2 * CHUNK)  # in pieces, fewer and larger chunks are faster
   wide = jnp.promote_types(jnp.float32, scores.hidden.dtype)
   # The kernel is gathered along its sharded width once, not once a chunk.
   kernel = constrain(scores.kernel.astype(scores.hidden.dtype), "vocab", None)
   bias = None if scores.bias is None else scores.bias.astype(wide)
-  form = Form(chunks, pieces, z_loss, label_smoothing)
+  form = Form(chunks, pieces, spread, z_loss, label_smoothing)
   total, nll, correct = _fused(scores.hidden, kernel, bias, targets, weights.astype(wide), form)
   return TokenLoss(total, nll, correct)
 
@@ -81,28 +83,34 @@ def _cut(x: Array | None, pieces: int) -> list[Array | None]:
   return [None] * pieces if x is None else jnp.array_split(x, pieces)
 
 
-def _split(x: Array, chunks: int) -> Array:
+def _split(x: Array, form: Form) -> Array:
   """[B, P, …] -> [chunks, B, P/chunks, …]."""
-  return jnp.moveaxis(x.reshape(x.shape[0], chunks, -1, *x.shape[2:]), 1, 0)
+  if form.parts > 1:
+    x = jnp.moveaxis(x.reshape(x.shape[0], form.parts, form.chunks, -1, *x.shape[2:]), 2, 0)
+    return x.reshape(*x.shape[:2], -1, *x.shape[4:])
+  return jnp.moveaxis(x.reshape(x.shape[0], form.chunks, -1, *x.shape[2:]), 1, 0)
 
 
-def _join(x: Array) -> Array:
+def _join(x: Array, form: Form) -> Array:
   """[chunks, B, c, …] -> [B, chunks·c, …]."""
+  if form.parts > 1:
+    x = x.reshape(*x.shape[:2], form.parts, -1, *x.shape[3:])
+    return jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1, *x.shape[4:])
   x = jnp.moveaxis(x, 0, 1)
   return x.reshape(x.shape[0], -1, *x.shape[3:])
 
 
-def _scan(body, init, xs: tuple[Array, ...], chunks: int):
+def _scan(body, init, xs: tuple[Array, ...], form: Form):
   """`body` over the chunks; without a loop where there is one."""
-  if chunks == 1:
+  if form.chunks == 1:
     carry, ys = body(init, xs)
     return carry, ys
-  carry, ys = jax.lax.scan(body, init, tuple(_split(x, chunks) for x in xs))
-  return carry, tuple(map(_join, ys))
+  carry, ys = jax.lax.scan(body, init, tuple(_split(x, form) for x in xs))
+  return carry, tuple(_join(y, form) for y in ys)
 
 
 class Scores(NamedTuple):
-  """Of the n = B · c places of a chunk."""
+  """Of the n = B · c places of a chunk, or of B and c apart."""
 
   likelihoods: list[Array]  # exp(logits − peak) [n, V], in pieces
   norm: Array  # their sums [n]
@@ -113,11 +121,11 @@ class Scores(NamedTuple):
 
 
 def _scores(hidden: Array, kernels: list[Array], biases: list[Array | None], targets: Array, weights: Array, form: Form) -> Scores:
-  across = (((1,), (1,)), ((), ()))
+  across = (((hidden.ndim - 1,), (1,)), ((), ()))
   logits = [jax.lax.dot_general(hidden, kernel, across, preferred_element_type=weights.dtype) for kernel in kernels]
   logits = [piece if bias is None else piece + bias for piece, bias in zip(logits, biases)]
   peak = functools.reduce(jnp.maximum, [jnp.max(piece, axis=-1) for piece in logits])
-  likelihoods = [_made(jnp.exp(piece - peak[:, None])) for piece in logits]
+  likelihoods = [_made(jnp.exp(piece - peak[..., None])) for piece in logits]
   norm = sum(jnp.sum(piece, axis=-1) for piece in likelihoods)
   log_z = jnp.log(norm) + peak
   target = sum(_at(piece, targets - start, len(logits)) for piece, start in zip(logits, _starts(kernels)))
@@ -138,7 +146,7 @@ def _starts(kernels: list[Array]) -> list[int]:
 def _at(piece: Array, places: Array, pieces: int) -> Array:
   """piece [n, v] at `places` int [n]; 0 where the place lies in another piece."""
   if pieces == 1:
-    return jnp.take_along_axis(piece, places[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(piece, places[..., None], axis=-1)[..., 0]
   here = (places >= 0) & (places < piece.shape[1])
   return jnp.where(here, jnp.take_along_axis(piece, jnp.where(here, places, 0)[:, None], axis=-1)[:, 0], 0)
 
@@ -148,9 +156,12 @@ def _made(x: Array) -> Array:
   return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
-def _rows(chunk: tuple[Array, ...]) -> tuple[Array, ...]:
-  """[B, c, …] -> [B · c, …]: with two axes of rows XLA on a CPU copies the gradient of the logits into another order."""
-  return tuple(x.reshape(-1, *x.shape[2:]) for x in chunk)
+def _rows(chunk: tuple[Array, ...], form: Form) -> tuple[Array, ...]:
+  """[B, c, …] -> [B · c, …]: with two axes of rows XLA on a CPU copies the gradient of the logits into another order.
+
+  Two axes that are both spread over devices stay two: no sharding of their product could keep them where they are.
+  """
+  return chunk if form.parts > 1 else tuple(x.reshape(-1, *x.shape[2:]) for x in chunk)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -159,44 +170,45 @@ def _fused(hidden, kernel, bias, targets, weights, form):
 
   def body(total, chunk):
     shape = chunk[1].shape
-    hidden, targets, weights = _rows(chunk)
+    hidden, targets, weights = _rows(chunk, form)
     found = _scores(hidden, kernels, biases, targets, weights, form)
     return total + jnp.sum(found.loss * weights), (found.nll.reshape(shape), found.correct.reshape(shape))
 
-  total, (nll, correct) = _scan(body, jnp.zeros((), weights.dtype), (hidden, targets, weights), form.chunks)
+  total, (nll, correct) = _scan(body, jnp.zeros((), weights.dtype), (hidden, targets, weights), form)
   return total, nll, correct
 
 
 def _forward(hidden, kernel, bias, targets, weights, form):
   wide, V = weights.dtype, len(kernel)
   kernels, biases = _cut(kernel, form.pieces), _cut(bias, form.pieces)
-  down, along = (((0,), (0,)), ((), ())), (((1,), (0,)), ((), ()))
+  rows = tuple(range(1 if form.parts == 1 else 2))
+  down, along = ((rows, rows), ((), ())), (((len(rows),), (0,)), ((), ()))
 
   def body(carry, chunk):
     total, d_kernels, d_biases = carry
     shape = chunk[0].shape
-    hidden, targets, weights = _rows(chunk)
+    hidden, targets, weights = _rows(chunk, form)
     found = _scores(hidden, kernels, biases, targets, weights, form)
     of_p = weights / found.norm
     if form.z_loss:
       of_p = of_p * (1 + 2 * form.z_loss * found.log_z)
     d_hidden, d_kernels, d_biases = 0, list(d_kernels), list(d_biases)
     for i, (piece, start) in enumerate(zip(found.likelihoods, _starts(kernels))):
-      hit = targets[:, None] == start + jnp.arange(piece.shape[1], dtype=targets.dtype)
-      d_logits = piece * of_p[:, None] - hit * ((1 - form.label_smoothing) * weights)[:, None]
+      hit = targets[..., None] == start + jnp.arange(piece.shape[-1], dtype=targets.dtype)
+      d_logits = piece * of_p[..., None] - hit * ((1 - form.label_smoothing) * weights)[..., None]
       if form.label_smoothing:
-        d_logits = d_logits - (form.label_smoothing / V * weights)[:, None]
+        d_logits = d_logits - (form.label_smoothing / V * weights)[..., None]
       d_logits = d_logits.astype(hidden.dtype)
       d_hidden = d_hidden + jax.lax.dot_general(d_logits, kernels[i], along, preferred_element_type=wide)
       d_kernels[i] = d_kernels[i] + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)
       if bias is not None:  # a product, which is faster than a sum down the columns
-        ones = jnp.ones((len(d_logits), 1), d_logits.dtype)
+        ones = jnp.ones((*d_logits.shape[:-1], 1), d_logits.dtype)
         d_biases[i] = d_biases[i] + jax.lax.dot_general(d_logits, ones, down, preferred_element_type=wide)[:, 0]
     parts = found.nll.reshape(shape[:2]), found.correct.reshape(shape[:2]), d_hidden.astype(hidden.dtype).reshape(shape)
     return (total + jnp.sum(found.loss * weights), d_kernels, d_biases), parts
 
   zeros = [jnp.zeros(part.shape, wide) for part in kernels], [None if part is None else jnp.zeros_like(part) for part in biases]
-  (total, d_kernels, d_biases), (nll, correct, d_hidden) = _scan(body, (jnp.zeros((), wide), *zeros), (hidden, targets, weights), form.chunks)
+  (total, d_kernels, d_biases), (nll, correct, d_hidden) = _scan(body, (jnp.zeros((), wide), *zeros), (hidden, targets, weights), form)
   joined = lambda parts: parts[0] if len(parts) == 1 else jnp.concatenate(parts)
   return (total, nll, correct), (d_hidden, joined(d_kernels).astype(kernel.dtype), None if bias is None else joined(d_biases))
 

@@ -13,6 +13,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("vocab", "tensor"),
     ("embed", "fsdp"),
     ("length", "sequence"),
+    ("kv_length", None),  # keys and values that every query of a row sees
     ("head_dim", None),
     ("layers", None),
 )

@@ -38,6 +38,7 @@ MODELS = {  # keys of the Transformer that an objective or a variant needs
 }
 DETERMINISTIC = {OUTSIDE, "causal_lm", "causal_lm-experts", "causal_lm-regularized", "classification", "tagging", "seq2seq", "similarity", "contrastive", "contrastive-causal"}  # `corrupt` draws nothing
 LABELS = {"classification": "label", "image_classification": "label", "similarity": "label", "tagging": "tags"}  # what is predicted is no token of the row but this field
+KERNELS = [("causal_lm", "chunked"), ("masked_lm", "chunked"), ("permutation_lm", "chunked"), ("seq2seq", "chunked"), ("causal_lm", "splash"), ("masked_lm", "splash")]  # attention kernels beside the plain one, each with the kinds of rows that it serves
 IN_BATCH = "a row is told apart from the other rows of its batch"
 ONE_TEXT = "a row is one text, whatever documents it was cut from"
 NO_TOKENS = "its targets are no tokens"

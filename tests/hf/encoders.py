@@ -12,9 +12,9 @@ import numpy as np
 from research.core.trees import map_named
 from research.model import transformer
 from research.model.inputs import Inputs, positions_within
+from tests.compiling import QUICK
 
 FIRST = 5  # ids below it are padding and the like, which no text holds
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # a quarter of the time to compile, for code that runs once
 THEIRS = {  # our head -> where their output has it
     "mlm": ("prediction_logits", "logits"),
     "nsp": ("seq_relationship_logits", "logits"),

@@ -15,6 +15,7 @@ from research.hf import loading
 from research.hf.family import describe
 from research.hf.vision import VIT_RENAMES, text_ends
 from research.model.inputs import Inputs, positions_within
+from tests.compiling import FULL
 from tests.hf import common
 from tests.hf.common import Case, close
 
@@ -147,8 +148,8 @@ def test_clip_embeddings_with_padding_and_gradients(clip):
     both = jnp.diag(jax.nn.log_softmax(scores)) + jnp.diag(jax.nn.log_softmax(scores.T))
     return -jnp.mean(both) / 2, (text, image, scores)
 
-  optimized = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # as runs are compiled; in a hurry, zero gradients are noisier
-  (ours, (text, image, scores)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=optimized)(clip.loaded.params)
+  # As runs are compiled: in a hurry, zero gradients are noisier.
+  (ours, (text, image, scores)), grads = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FULL)(clip.loaded.params)
   theirs = of_clip(clip, clip.theirs, texts, mask, images, return_loss=True)
   close(text, theirs.text_embeds.detach().numpy())
   close(image, theirs.image_embeds.detach().numpy())

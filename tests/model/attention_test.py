@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.model.attention import core
 from research.model.attention.core import attend
+from research.model.attention.kernels import base
 from research.model.inputs import UNSEEN, Sight
 
 
@@ -67,10 +67,10 @@ def test_blocks_of_causal_attention_equal_the_whole(heads, length, monkeypatch):
   run = lambda q, k, v, bias: attend(q, k, v, sight, scale=0.3, bias=bias, window=4)
   loss = lambda *x: (run(*x) ** 2).sum()
   both = lambda: jax.jit(lambda *x: (run(*x), jax.grad(loss, (0, 1, 2, 3))(*x)))(q, k, v, bias)
-  assert len(core._blocks(sight, length)) == 1
+  assert len(base.blocks("causal", length)) == 1
   whole, grads = both()
-  monkeypatch.setattr(core, "BLOCK", 2)
-  assert len(core._blocks(sight, length)) == length // 2
+  monkeypatch.setattr(base, "BLOCK", 2)
+  assert len(base.blocks("causal", length)) == length // 2
   in_blocks, of_blocks = both()
   np.testing.assert_allclose(in_blocks, whole, atol=2e-6)
   for a, b in zip(of_blocks, grads):
@@ -79,7 +79,7 @@ def test_blocks_of_causal_attention_equal_the_whole(heads, length, monkeypatch):
 
 def test_scores_that_nobody_sees_are_not_made():
   shapes = []
-  length = 4 * core.BLOCK
+  length = 4 * base.BLOCK
   q = jax.ShapeDtypeStruct((1, length, 1, 8), "float32")
   positions = np.arange(length)[None]
   jaxpr = jax.make_jaxpr(lambda q: attend(q, q, q, Sight(positions, positions, kind="causal"), scale=1.0))(q)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research.model.inputs import Projection
 from research.objectives import cross_entropy
 from research.objectives.cross_entropy import token_loss
+from research.parallel import mesh as meshes
+from research.parallel.rules import RULES
 
 B, P, D, V = 3, 6, 5, 11
 
@@ -75,6 +79,25 @@ def test_the_vocabulary_stays_whole_where_devices_share_it(monkeypatch):
   assert cross_entropy._pieces(V) > 1
   with jax.set_mesh(jax.make_mesh((8,), ("tensor",))):
     assert cross_entropy._pieces(V) == 1
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_places_that_are_spread_over_devices_stay_there(monkeypatch, chunks):
+  """Rows over two devices and places over two: the same numbers, and no device is sent another's hidden states."""
+  places = 6 * chunks
+  monkeypatch.setattr(cross_entropy, "CHUNK", places // 2 * V // chunks)
+  hidden, kernel, bias, targets, weights = (jnp.concatenate([x, x[:1]]) if x.shape[0] == B else x for x in arrays(places))
+  both = lambda f: jax.value_and_grad(lambda *a: (0.37 * f(*a, targets, weights)[0], f(*a, targets, weights)), (0, 1, 2), has_aux=True)
+  ((_, want_parts), want) = jax.jit(both(plain))(hidden, kernel, bias)
+  mesh = meshes.make(meshes.Config(data=2, sequence=2), jax.devices()[:4])
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    here = jax.device_put(hidden, NamedSharding(mesh, PartitionSpec("data", "sequence")))
+    compiled = jax.jit(both(fused), out_shardings=(None, (here.sharding, None, None))).lower(here, kernel, bias).compile()
+    ((_, parts), got) = compiled(here, kernel, bias)
+  assert "all-gather" not in compiled.as_text() and "all-to-all" not in compiled.as_text()
+  assert ("while" in compiled.as_text()) == (chunks > 1)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), tuple(parts), want_parts)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, want)
 
 
 def test_the_chunks_are_equal_parts_and_small_enough():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from research.core.types import Batch
+from research.model.attention import grouped
+from research.model.attention.kernels import chunked, splash
 from research.objectives.base import corrupted
 from tests.contracts import common
 
@@ -23,9 +25,10 @@ CASES = {
 }
 
 
-def prepared(name):
+def prepared(name, kernel="auto"):
   """One packed row in which no token comes twice, and the loss of each of its targets as a function of parameters and inputs."""
-  objective, _, params, apply = common.build(name, model_keys=dict(tie_head=False), **CASES[name])
+  attention = grouped.Config(heads=4, kernel=kernel)
+  objective, _, params, apply = common.build(name, model_keys=dict(tie_head=False, attention=attention), **CASES[name])
   batch = common.batch(objective, 1)
   width = batch.rows["tokens"].shape[1]
   tokens = np.where(batch.rows["segments"] > 0, np.random.default_rng(1).permutation(np.arange(7, common.SIZE))[:width], 0).astype(np.int32)
@@ -57,9 +60,11 @@ def visible(name, example, target, place):
   return (inputs.segments == inputs.segments[reader]) & before
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_reach_the_visible_tokens_and_no_others(name):
-  example, params, losses, targets, places = prepared(name)
+@pytest.mark.parametrize("name, kernel", [*((name, "auto") for name in CASES), ("causal_lm", "chunked"), ("masked_lm", "splash")])
+def test_gradients_reach_the_visible_tokens_and_no_others(name, kernel, monkeypatch):
+  monkeypatch.setattr(splash, "INTERPRET", True)
+  monkeypatch.setattr(chunked, "CHUNK", 5)
+  example, params, losses, targets, places = prepared(name, kernel)
   grads = jax.jit(jax.jacobian(lambda table: losses({**params, "embed": {"embedding": table}}, example.inputs)))(params["embed"]["embedding"])
   reached = np.abs(np.asarray(grads)).sum(-1) > 0  # [targets, V]
   tokens, parts = np.asarray(example.inputs.tokens[0]), 2 if name.endswith("parts") else 1

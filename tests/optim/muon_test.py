@@ -11,6 +11,7 @@ from flax import traverse_util
 
 from research.optim import optimizer
 from research.optim.schedule import Config as Schedule
+from tests.compiling import FULL
 
 D, H, d, F = 16, 4, 3, 40
 UP = "block_0/ffn/up/kernel"
@@ -26,8 +27,7 @@ def directions(params, grads, **changes):
                          weight_decay=changes.pop("weight_decay", 0.0), **changes)  # fmt: skip
   opt = optimizer.make(cfg, 10, params)
   params = jax.tree.map(jnp.asarray, params)
-  optimized = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # as runs are compiled: the iteration magnifies rounding
-  update = jax.jit(lambda g, state: opt.update(g, state, params, loss=jnp.float32(1)), compiler_options=optimized)
+  update = jax.jit(lambda g, state: opt.update(g, state, params, loss=jnp.float32(1)), compiler_options=FULL)  # the iteration magnifies rounding
   state = opt.init(params)
   for g in grads:
     updates, state = update(g, state)

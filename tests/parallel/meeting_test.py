@@ -61,6 +61,7 @@ def test_who_is_done_takes_nobody_along():
 def test_all_hear_that_one_is_gone(dies):
   meetings = meet(3, 0, 1, 2)
   ends = watched(meetings)
+  meetings[dies]._ended.set()  # the dead hear nothing
   for channel in meetings[dies]._channels.values():
     channel.socket.shutdown(socket.SHUT_RDWR)  # what the kernel does with a dead process's connections
   for process in {0, 1, 2} - {dies}:

@@ -1,22 +1,38 @@
-"""Scaled dot-product attention behind one function: the plain reference that every fused kernel is held against."""
+"""Scaled dot-product attention behind one function, and which kernel computes it.
+
+| kernel | where | what it does not honour |
+| --- | --- | --- |
+| xla | anywhere | nothing: the plain reference; scores of a layer are in memory |
+| chunked | anywhere | nothing; memory grows with the length, not with its square |
+| cudnn | NVIDIA GPUs | float32; a bias of the scores; dropout of the probabilities; places spread over devices |
+| splash | TPUs | a bias; dropout; a window; orders |
+
+`auto` takes the platform's own kernel where it honours the call; else chunked where the places of a row are spread over devices and no dropout is
+drawn (its draws are other than xla's, and a loss must not depend on the mesh); else xla.
+"""
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
+from typing import Literal
 
+from research.core.errors import UserError
 from research.core.types import Array
+from research.model.attention.kernels import chunked, cudnn, splash, xla
+from research.model.attention.kernels.base import Call, Drop
 from research.model.inputs import Sight
+from research.model.layers import constrain, parts, platform
 
-BLOCK = 128  # least number of queries of a block of causal attention
-BLOCKS = 8  # most blocks: with 8, 9/16 of the scores are made
+Kernel = Literal["auto", "xla", "chunked", "cudnn", "splash"]
+KERNELS = {"xla": xla, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+FUSED = {"gpu": "cudnn", "tpu": "splash"}
 
 
 def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Array | None = None, window: int | None = None,
-           dropout=lambda probabilities: probabilities) -> Array:  # fmt: skip
+           drop: Drop | None = None, kernel: Kernel = "auto", binding: bool = True) -> Array:  # fmt: skip
   """softmax(scale · q kᵀ + bias) v over the keys that each query sees (Vaswani et al. 2017, section 3.2.1).
 
-  Causal attention is computed in blocks of queries, each with the keys up to its own end: the scores that nobody sees are never made.
+  Where the places of a row are spread over devices, queries stay where they are and keys and values are gathered (Llama Team 2024, "The Llama 3
+  herd of models", section 3.3.2).
 
   Args:
     q: [B, L, H, d].
@@ -25,51 +41,36 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
     scale: factor of the scores, usually 1/√d.
     bias: [B or 1, H, L, K], added to the scaled scores.
     window: a query sees keys less than this many positions away.
-    dropout: applied to the probabilities.
+    drop: of the probabilities.
+    kernel: which one computes it.
+    binding: a kernel that cannot honour the call is an error; otherwise `auto` chooses.
 
   Returns:
     [B, L, H, d]; zero for a query that sees nothing. The softmax is taken in at least float32.
+
+  Raises:
+    UserError: the kernel that is asked for cannot honour the call.
   """
-  # Heads first, once for all blocks.
-  q_BxHxLxd, k_BxGxKxd, v_BxGxKxd = (q * scale).transpose(0, 2, 1, 3), k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-  parts = []
-  for start, end in _blocks(sight, q.shape[1]):
-    keys = end if sight.kind == "causal" else k.shape[1]
-    parts.append(_attend(
-        q_BxHxLxd[:, :, start:end], k_BxGxKxd[:, :, :keys], v_BxGxKxd[:, :, :keys], sight.mask(window, start, end),
-        None if bias is None else bias[:, :, start:end, :keys], sight.blind or window is not None and sight.kind == "ordered", dropout,
-    ))  # fmt: skip
-  out_BxHxLxd = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=2)
-  return out_BxHxLxd.transpose(0, 2, 1, 3)
+  split = parts("length") > 1 and q.shape[1] % parts("length") == 0
+  call = Call(platform(), q.dtype.name, q.shape[1], k.shape[1], q.shape[3], sight.kind, sight.q_segments is not None, window is not None,
+              bias is not None, drop is not None, split)  # fmt: skip
+  if split:
+    # Projected where they are, then gathered: without the first constraint every device would project the whole row.
+    spread = lambda x, length: constrain(x, "batch", length, "kv_heads", "head_dim")
+    k, v = (spread(spread(x, "length"), "kv_length") for x in (k, v))
+  chosen = KERNELS[choose(kernel, call, binding)]
+  return chosen.attend(q, k, v, sight, scale=scale, bias=bias, window=window, drop=drop, split=split)
 
 
-def _blocks(sight: Sight, length: int) -> list[tuple[int, int]]:
-  """Bounds of the blocks of queries."""
-  count = max(1, min(BLOCKS, length // BLOCK)) if sight.kind == "causal" else 1
-  bounds = [length * i // count for i in range(count + 1)]
-  return list(zip(bounds, bounds[1:]))
-
-
-def _attend(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, blind: bool, dropout) -> Array:
-  """Scaled q [B, H, L, d], k and v [B, G, K, d], mask [B or 1, L, K], bias [B or 1, H, L, K] -> [B, H, L, d]."""
-  B, H, L, d = q.shape
-  G, K = k.shape[1:3]
-  R = H // G
-  wide = jnp.promote_types(jnp.float32, q.dtype)
-  # The R query heads that share a key head are rows of one product, [B, G, R·L, ·]. Every array has four axes: with more, be they of
-  # length 1, XLA on a CPU copies scores and heads into other orders.
-  scores = jnp.einsum("BGQd,BGKd->BGQK", q.reshape(B, G, R * L, d), k, preferred_element_type=wide)
-  if bias is not None:
-    scores = scores + bias.reshape(-1, G, R * L, K).astype(wide)
-  if mask is not None:
-    # Added, not selected: the gradient passes as it is, for an unseen key's weight is zero anyway.
-    unseen = jnp.where(mask, 0, jnp.finfo(wide).min / 2).astype(wide)
-    scores = scores + jnp.tile(unseen, (1, R, 1))[:, None]
-  # The softmax's denominator divides the output rather than the probabilities: d numbers a query instead of K, forward and backward.
-  weights = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-  norm = jnp.sum(weights, axis=-1, keepdims=True)
-  out = jnp.einsum("BGQK,BGKd->BGQd", dropout(weights.astype(q.dtype)), v, preferred_element_type=wide) / norm
-  out = out.astype(q.dtype).reshape(B, H, L, d)
-  if mask is not None and blind:
-    out = jnp.where(mask.any(-1)[:, None, :, None], out, 0)
-  return out
+def choose(kernel: Kernel, call: Call, binding: bool = True) -> str:
+  """The name of the kernel that computes the call."""
+  if kernel != "auto":
+    lacking = KERNELS[kernel].refuses(call)
+    if lacking is None:
+      return kernel
+    if binding:
+      raise UserError(f"model.attention.kernel '{kernel}' {lacking}: set it to 'auto', which takes '{choose('auto', call)}' for this.")
+  fused = FUSED.get(call.platform)
+  if fused is not None and KERNELS[fused].refuses(call) is None:
+    return fused
+  return "chunked" if call.split and not call.dropout else "xla"

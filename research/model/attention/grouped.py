@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from research.core.config import Component
 from research.core.config import make as make_component
 from research.core.types import Array
-from research.model.attention.core import attend
+from research.model.attention.core import Kernel, attend
+from research.model.attention.kernels.base import Drop
 from research.model.cache import LayerCache
 from research.model.inputs import Sight
 from research.model.layers import Dropout, Linear, Normalize, constrain
@@ -30,6 +31,7 @@ class Config:
   window: int | None = None  # a query sees keys less than this many positions away
   scale: float | None = None  # factor of the scores; None: 1/√head_dim
   dropout: float = 0.0  # on the attention probabilities
+  kernel: Kernel = "auto"  # what computes it; auto: by platform and call (attention/core.py tells). Binding in training; a trained model is read with auto where it must
 
 
 class GroupedAttention(nn.Module):
@@ -111,8 +113,10 @@ class GroupedAttention(nn.Module):
       own = self.scheme.score_bias(straight, k, sight)
       bias = own if bias is None else bias if own is None else bias + own
     scale = 1 / math.sqrt(self.head_dim) if self.cfg.scale is None else self.cfg.scale
-    y = attend(q, k, v, sight, scale=scale, bias=bias, window=None if cross else self.cfg.window,
-               dropout=lambda p: self.drop(p, train))  # fmt: skip
+    drop = Drop(self.cfg.dropout, lambda p: self.drop(p, train), lambda: self.make_rng("dropout")) if train and self.cfg.dropout else None
+    # A cache, or single places of a row, no fused kernel need know: whoever trains with one generates too, and reads few places in the last block.
+    y = attend(q, k, v, sight, scale=scale, bias=bias, window=None if cross else self.cfg.window, drop=drop, kernel=self.cfg.kernel,
+               binding=train and cache is None and whole is None)  # fmt: skip
     return self.out(y), cache
 
 

@@ -23,12 +23,12 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from research.core import flops
 from research.core.types import Array
 from research.model.inputs import Aux
-from research.model.layers import ACTIVATIONS, Activation, Linear
+from research.model.layers import ACTIVATIONS, Activation, Linear, mesh_axes, parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +133,7 @@ def _first(fell: Array, slots: int) -> Array:
 
 def _spread(cfg: Config, slots: int | None, x: Array, weights: Array, chosen: Array, into: list[Array], out: Array) -> Array:
   """`_experts` on the mesh: x [B, L, D], weights and chosen [B, L, k], kernels [E, D, F] and [E, F, D] -> [B, L, D]."""
-  mesh = jax.sharding.get_abstract_mesh()
-  tokens, kernels = _spec(mesh, x.shape[:2], "batch", "length"), _spec(mesh, into[0].shape, "experts", None, "mlp")
+  tokens, kernels = _axes(x.shape[:2], "batch", "length"), _axes(into[0].shape, "experts", None, "mlp")
   compute = functools.partial(_experts, cfg, slots)
   if not any(axes for axes in (*tokens, *kernels)):
     return compute(x, weights, chosen, into, out, first=0)
@@ -157,14 +156,9 @@ def _spread(cfg: Config, slots: int | None, x: Array, weights: Array, chosen: Ar
   return jax.shard_map(part, in_specs=(token, token, token, [kernel] * len(into), back), out_specs=token)(x, weights, chosen, into, out)
 
 
-def _spec(mesh: AbstractMesh, dims: tuple[int, ...], *names: str | None) -> list[tuple[str, ...]]:
+def _axes(dims: tuple[int, ...], *names: str | None) -> list[tuple[str, ...]]:
   """The axes of the mesh that split each dimension; none for one that they do not divide, which is whole on every device."""
-  found = []
-  for dim, axes in zip(dims, nn.logical_to_mesh_axes(names)):
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    axes = tuple(axis for axis in axes if mesh.shape.get(axis, 1) > 1)
-    found.append(axes if dim % math.prod(mesh.shape[axis] for axis in axes) == 0 else ())
-  return found
+  return [mesh_axes(name) if name and dim % parts(name) == 0 else () for dim, name in zip(dims, names)]
 
 
 def _experts(cfg: Config, slots: int | None, x: Array, weights: Array, chosen: Array, into: list[Array], out: Array, first: Array | int) -> Array:
