@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from tests import resume_under_kill as tiny
+from tests.several_processes import free_port
 
 ROOT = pathlib.Path(__file__).parent.parent
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
@@ -52,12 +53,6 @@ CONF = """
   NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
   PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-
-
-def free_port() -> int:
-  with socket.socket() as one:
-    one.bind(("127.0.0.1", 0))
-    return one.getsockname()[1]
 
 
 @contextlib.contextmanager
