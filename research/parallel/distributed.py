@@ -134,12 +134,13 @@ def joined(coordinator: str | None = None, processes: int | None = None, process
 
 def _fail(meeting: Meeting, process: int, error: BaseException) -> None:
   """Ends this process for an error, once the others have been told. An error that another process's end has caused is told as such."""
-  text = " ".join(str(error).split())[:300]
+  whole = " ".join(str(error).split())
+  text = whole[:300]
   if isinstance(error, UserError):
     status, message, told = 2, str(error), f"process {process}: {error}"
   elif isinstance(error, KeyboardInterrupt):
     status, message, told = 130, "interrupted", f"process {process} was interrupted"
-  elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in text for sign in ("Gloo", "NCCL", "UNAVAILABLE", "onnection")):
+  elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in whole for sign in ("Gloo", "NCCL", "UNAVAILABLE", "onnection")):
     status, told = STATUS_LOST, f"process {process} has lost another process of the run"
     message = f"another process of this run is gone ({text}). The same command, in all processes, goes on from the last checkpoint"
   else:
