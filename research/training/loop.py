@@ -63,9 +63,13 @@ def build(cfg: experiment.Config, directory: str, say: Callable[[str], None] = p
   mesh = meshes.make(cfg.mesh)
   if training:
     meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
+  return assemble(cfg, configs.module(cfg.data).prepare(cfg.data, directory, say), mesh)
+
+
+def assemble(cfg: experiment.Config, prepared: Any, mesh: jax.sharding.Mesh) -> Run:
+  """What `build` gives, of data that is ready (`prepared` needs a `vocab`) and of a mesh, whose devices need not be there."""
   if cfg.model.dtype == "float64" or cfg.model.param_dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  prepared = configs.module(cfg.data).prepare(cfg.data, directory, say)
   objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
   labels = getattr(prepared, "labels", ())
   if labels and objective.classes not in (None, len(labels)):
@@ -115,6 +119,19 @@ def _start_params(run: Run, fresh: PyTree, say: Callable[[str], None]) -> PyTree
     return own[name] if source[name] is None else jax.device_put(source[name].astype(leaf.dtype), leaf.sharding)
 
   return map_named(start, run.state.params)
+
+
+def jitted_step(run: Run):
+  """The step as the loop runs it, jitted: (state, batch) -> (state, metrics), its state donated. Trace it under the mesh and RULES."""
+  update = make_train_step(run.apply, run.objective, run.optimizer, run.cfg.microbatches)
+  rate = optimizers.learning_rate(run.cfg.optimizer, run.cfg.steps)
+
+  def logged(state: TrainState, batch: Batch):
+    made = state.step - guard.skipped(state.opt_state)
+    after, metrics = update(state, batch)
+    return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
+
+  return jax.jit(logged, donate_argnums=0, out_shardings=(jax.tree.map(lambda s: s.sharding, run.state), None))
 
 
 class Stop:
@@ -214,16 +231,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   first_step = None
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, stream.prefetch(batch_of, start, cfg.steps) as batches:
-    update = make_train_step(run.apply, run.objective, run.optimizer, cfg.microbatches)
-    rate = optimizers.learning_rate(cfg.optimizer, cfg.steps)
-
-    def logged(state: TrainState, batch: Batch):
-      made = state.step - guard.skipped(state.opt_state)
-      after, metrics = update(state, batch)
-      return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
-
-    shardings = jax.tree.map(lambda s: s.sharding, run.state)
-    train_step = jax.jit(logged, donate_argnums=0, out_shardings=(shardings, None))
+    train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     work, peak, compiled, skips = 0.0, (0.0, ""), None, []
     pending: tuple[int, Any] | None = None
@@ -262,7 +270,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     for batch in batches:
       if compiled is None:  # one trace serves the count of operations and the compilation
         traced = train_step.trace(state, batch)
-        work = flops.count_jaxpr(traced.jaxpr).total - _update_flops(run)
+        work = flops.count_jaxpr(traced.jaxpr).total - update_flops(run)
         compiled = traced.lower().compile()
       if step in profile and step == profile.start:
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
@@ -314,7 +322,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   return summary
 
 
-def _update_flops(run: Run) -> float:
+def update_flops(run: Run) -> float:
   """What the optimizer computes (Muon's matmuls): no work of the model, so no part of its MFU."""
   params, loss = run.state.params, jax.ShapeDtypeStruct((), jnp.float32)
   update = lambda grads, state, params, loss: run.optimizer.update(grads, state, params, loss=loss)
