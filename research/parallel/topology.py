@@ -6,9 +6,13 @@ machine, which need nothing and can run too.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
+import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -31,10 +35,14 @@ def prepare(name: str) -> None:
   """Sets what must be set before JAX starts: nothing asks a cloud's metadata server, and no accelerator of this machine is touched."""
   os.environ["JAX_PLATFORMS"] = "cpu"
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # a process that only compiles holds no chip
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # libtpu complains where these two are missing, and reads no more of them
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  if match := re.fullmatch(r"cpu:(\d+)", name):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={match.group(1)}".strip()
+  for level in ("TPU_MIN_LOG_LEVEL", "TPU_STDERR_LOG_LEVEL"):  # its partitioner's warnings are read (`heard`)
+    os.environ.setdefault(level, "1")
+  told = os.environ.get("XLA_FLAGS", "")
+  if (match := re.fullmatch(r"cpu:(\d+)", name)) and "device_count" not in told:
+    os.environ["XLA_FLAGS"] = f"{told} --xla_force_host_platform_device_count={match.group(1)}".strip()
 
 
 def make(name: str) -> Topology:
@@ -60,7 +68,25 @@ def make(name: str) -> Topology:
   from jax.experimental import topologies
 
   try:
-    described = topologies.get_topology_desc(platform="tpu", topology_name=name, **FORMS.get(chip, {}))
+    with heard([]):
+      described = topologies.get_topology_desc(platform="tpu", topology_name=name, **FORMS.get(chip, {}))
   except Exception as error:  # libtpu's own, of a type that JAX does not export
     raise UserError(f"--topology={name} is none that libtpu knows: {str(error).splitlines()[0].rstrip('.')}.") from error
   return Topology(name, CHIPS[chip], list(described.devices))
+
+
+@contextlib.contextmanager
+def heard(said: list[str]) -> Iterator[None]:
+  """Keeps what is written to the process's standard error, by C++ too, in `said`."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  with tempfile.TemporaryFile() as file:
+    os.dup2(file.fileno(), 2)
+    try:
+      yield
+    finally:
+      sys.stderr.flush()
+      os.dup2(kept, 2)
+      os.close(kept)
+      file.seek(0)
+      said.append(file.read().decode(errors="replace"))

@@ -6,13 +6,8 @@ in the config of the tokenizer.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -136,7 +131,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
     started, said, over, compiled = time.perf_counter(), [], None, None
     lowered = traced.lower()
     try:
-      with _stderr(said):
+      with topology.heard(said):
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
       if not memory_exhausted(str(error)):
@@ -190,23 +185,6 @@ def exceeded(message: str) -> int | None:
   if match := re.search(rf"{unit}\)? exceeds available \w+ \({unit}\)", message):
     return round(number(*match.groups()[:2]) - number(*match.groups()[2:]))
   return None
-
-
-@contextlib.contextmanager
-def _stderr(said: list[str]) -> Iterator[None]:
-  """Keeps what is written to the process's standard error, by C++ too, in `said`."""
-  sys.stderr.flush()
-  kept = os.dup(2)
-  with tempfile.TemporaryFile() as file:
-    os.dup2(file.fileno(), 2)
-    try:
-      yield
-    finally:
-      sys.stderr.flush()
-      os.dup2(kept, 2)
-      os.close(kept)
-      file.seek(0)
-      said.append(file.read().decode(errors="replace"))
 
 
 def rematerialised(log: str, mesh: jax.sharding.Mesh) -> list[str]:
