@@ -118,6 +118,8 @@ def test_a_step_compiles_for_tpus_and_one_that_is_too_large_is_a_plan():
   assert any(c.axes == ("fsdp",) and c.dimensions == 2 for c in plan.collectives)
   huge = planned("model.width=8192", "model.layers=24", "model.scan=True", target="v5e:2x2")
   assert not huge.fits and huge.over > 0 and "DOES NOT FIT" in huge.page()
+  split = meshes.make(meshes.Config(fsdp=8, tensor=2), topology.make("v5p:4x4x4").devices)  # no axis of the torus is 2 or 8 long
+  assert split.devices.size == 64 == len({device.id for device in split.devices.flat})
   with pytest.raises(UserError, match="v5e:3x7x9 is none that libtpu knows"):
     topology.make("v5e:3x7x9")
 
