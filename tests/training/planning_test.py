@@ -72,7 +72,7 @@ def test_the_partitioners_own_words_are_heard():
 
 
 def test_meshes_are_ranked_and_what_cannot_be_is_told_why():
-  tried = search.run("configs/base.py", [*FLAGS, "--config.model.attention.heads=2", "--config.batch_size=4"], topology.make("cpu:4"), None, ["data", "tensor"], [], [], lambda line: None)
+  tried = search.run("configs/base.py", [*FLAGS, "--config.model.attention.heads=2", "--config.batch_size=4"], topology.make("cpu:4"), None, ["data", "tensor"], ["none"], [4], lambda line: None)
   assert [t.mesh["data"] * t.mesh["tensor"] for t in tried] == [4] * 3
   good, bad = [t for t in tried if not t.reason], [t for t in tried if t.reason]
   assert tried == [*good, *bad] and [t.mesh["tensor"] for t in bad] == [4] and "does not divide" in bad[0].reason
