@@ -4,7 +4,7 @@
   sizes     base (110 million parameters), large (340 million)
 
 The paper trains the first 90 % of the steps on rows of 128 tokens: train with --config.data.length=128 and go on from that run with init_from. Unlike
-there, masks are drawn anew each time a pair comes round. Documents of the corpus are parted by blank lines.
+there, masks are drawn anew each time a pair comes round. Large scans its blocks and computes in bfloat16. Documents of the corpus are parted by blank lines.
 """
 
 from research.core.config import use
@@ -19,7 +19,8 @@ def model(layers: int, width: int, heads: int, **changes):
       ffn=use("model.ffn.dense", activation="gelu", bias=True), position=use("model.position.learned", length=512), norm="layer", norm_place="post",
       norm_bias=True, epsilon=1e-12, embed_norm=True, token_types=2, dropout=0.1, residual_init="same",
   )  # fmt: skip
-  return use("model.transformer", **{**keys, **changes})
+  deep = dict(scan=True, remat="dots", dtype="bfloat16") if layers >= 24 else {}
+  return use("model.transformer", **{**keys, **deep, **changes})
 
 
 def get_config(size: str = "base"):

@@ -1,7 +1,7 @@
 """CLIP: images and their captions in one space of vectors (Radford et al. 2021, section 2 and tables 18 to 20).
 
   command   python -m research.train --config=configs/clip.py:b32 --workdir=runs/clip --config.data.paths=IMAGES
-  sizes     b32 (151 million parameters), b16, l14 (428 million)
+  sizes     b32 (151 million parameters), b16, l14 (428 million), whose towers are scanned and computed in bfloat16
 
 IMAGES is a folder or an archive with `captions.jsonl`, whose lines name an image and hold its caption.
 """
@@ -16,7 +16,7 @@ SIZES = {  # of the images' tower: layers, width, heads, patch; of the texts': w
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-def tower(layers: int, width: int, heads: int, **changes):
+def tower(layers: int, width: int, heads: int, deep: bool, **changes):
   return use(
       "model.transformer",
       layers=layers,
@@ -27,12 +27,14 @@ def tower(layers: int, width: int, heads: int, **changes):
       norm_bias=True,
       epsilon=1e-5,
       residual_init="same",
+      **(dict(scan=True, remat="dots", dtype="bfloat16") if deep else {}),
       **changes,
   )
 
 
 def get_config(size: str = "b32"):
   (layers, width, heads, patch), text, outputs, rate = SIZES[size]
+  deep = layers >= 24
   return use(
       "training.experiment",
       steps=390_000,
@@ -41,8 +43,8 @@ def get_config(size: str = "b32"):
       model=use(
           "model.towers",
           towers={
-              "text": tower(12, *text, position=use("model.position.learned", length=77)),
-              "image": tower(layers, width, heads, position=use("model.position.learned", length=(224 // patch) ** 2 + 1), patches=use("model.patches", patch=patch, bias=False), embed_norm=True),
+              "text": tower(12, *text, deep, position=use("model.position.learned", length=77)),
+              "image": tower(layers, width, heads, deep, position=use("model.position.learned", length=(224 // patch) ** 2 + 1), patches=use("model.patches", patch=patch, bias=False), embed_norm=True),
           },
       ),
       objective=use("objectives.image_text", height=224, width=224, crop=32, outputs=outputs, mean=MEAN, deviation=DEVIATION),

@@ -2,7 +2,7 @@
 
   source    github.com/karpathy/nanoGPT, config/train_gpt2.py; the paper tells neither rates nor steps
   command   python -m research.train --config=configs/gpt2.py:124m --workdir=runs/gpt2 --config.data.sources.text.paths=CORPUS
-  sizes     124m, 355m, 774m, 1558m
+  sizes     124m, 355m, 774m, 1558m; from 355m on blocks are scanned and computed in bfloat16
 """
 
 from research.core.config import use
@@ -37,6 +37,7 @@ def get_config(size: str = "124m"):
           norm="layer",
           norm_bias=True,
           epsilon=1e-5,
+          **(dict(scan=True, remat="dots", dtype="bfloat16") if layers >= 24 else {}),
       ),
       objective=use("objectives.causal_lm"),
       optimizer=use(

@@ -3,8 +3,8 @@
   command   python -m research.train --config=configs/llama.py:2_7b --workdir=runs/llama --config.data.sources.text.paths=CORPUS
   sizes     2_7b, 2_13b, 2_70b, 3_8b, 3_70b, mistral_7b; tiny, for a laptop
 
-Steps are those of two trillion tokens (Llama 2); of Mistral and Llama 3 the papers tell no or another schedule, and Llama 2's is taken. Compute in
-bfloat16 with --config.model.dtype=bfloat16.
+Steps are those of two trillion tokens (Llama 2); of Mistral and Llama 3 the papers tell no or another schedule, and Llama 2's is taken. All but
+tiny scan their blocks and compute in bfloat16.
 """
 
 from research.core.config import use
@@ -45,6 +45,7 @@ def get_config(size: str = "tiny"):
           tie_head=False,
           scan=size != "tiny",
           remat="dots" if size != "tiny" else "none",
+          dtype="bfloat16" if size != "tiny" else "float32",
       ),
       objective=use("objectives.causal_lm"),
       optimizer=use(

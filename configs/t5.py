@@ -4,6 +4,7 @@
   sizes     small (60 million parameters), base, large, 3b, 11b, v1_1_small, v1_1_base, v1_1_large, v1_1_xl, v1_1_xxl
 
 The recipe is that of fine-tuning (section 3.1.3): Adafactor at a constant rate. Each line of PAIRS.tsv is a source, a tab and its target.
+Stacks of 24 blocks are scanned and computed in bfloat16; Adafactor's scale and clipping are then those of a whole stack, not of each block.
 """
 
 from research.core.config import use
@@ -41,6 +42,7 @@ def get_config(size: str = "small"):
           tie_head=not newer,
           head_scale=not newer,
           dropout=0.1,
+          **(dict(scan=True, remat="dots", dtype="bfloat16") if layers >= 24 else {}),
       ),
       objective=use("objectives.seq2seq", start="pad"),
       optimizer=use("optim.optimizer", algorithm="adafactor", weight_decay=0.0, clip=None, schedule=use("optim.schedule", peak=1e-3, warmup=1, shape="constant")),

@@ -1,7 +1,7 @@
 """The Vision Transformer, trained to tell the classes of images (Dosovitskiy et al. 2021, section 4.1 and table 3).
 
   command   python -m research.train --config=configs/vit.py:b16 --workdir=runs/vit --config.data.paths=IMAGES --config.objective.classes=NUMBER
-  sizes     b16 (86 million parameters), b32, l16 (307 million), h14 (632 million)
+  sizes     b16 (86 million parameters), b32, l16 (307 million), h14 (632 million); these two scan their blocks and compute in bfloat16
 
 IMAGES is a folder or an archive whose images lie in folders named after their classes. The recipe is that of ImageNet-21k.
 """
@@ -31,6 +31,7 @@ def get_config(size: str = "b16"):
           patches=use("model.patches", patch=patch),
           dropout=0.1,
           residual_init="same",
+          **(dict(scan=True, remat="dots", dtype="bfloat16") if layers >= 24 else {}),
       ),
       objective=use("objectives.image_classification", height=224, width=224, crop=32, flip=True, classes=1000),
       optimizer=use(

@@ -4,7 +4,7 @@
   sizes     base (117 million parameters), large (361 million)
 
 With --config.objective.recurrence=2 the second half of a row sees the hidden states of the first, and with objective.bidirectional half of the rows
-are read from their end.
+are read from their end. Large scans its blocks and computes in bfloat16.
 """
 
 from research.core.config import use
@@ -38,6 +38,7 @@ def get_config(size: str = "base"):
           queries=True,
           dropout=0.1,
           residual_init="same",
+          **(dict(scan=True, remat="dots", dtype="bfloat16") if layers >= 24 else {}),
       ),
       objective=use("objectives.permutation_lm", predict=6),
       optimizer=use(

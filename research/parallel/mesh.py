@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.core.errors import UserError
@@ -53,7 +54,11 @@ def make(cfg: Config, devices: list[Any] | None = None) -> Mesh:
     grid = np.array(devices).reshape(sizes)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
   # Linen's logical partitioning breaks on explicit axes, so they are never left to the default.
-  return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  try:
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  except NotImplementedError:  # on a torus of chips an axis of the mesh is by default one of the torus's, or several; here it may be a part of one
+    grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def shape(mesh: Mesh) -> dict[str, int]:

@@ -66,9 +66,13 @@ def build(cfg: experiment.Config, directory: str, say: Callable[[str], None] = p
   mesh = meshes.make(cfg.mesh)
   if training:
     meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
+  return assemble(cfg, distributed.lead(lambda: configs.module(cfg.data).prepare(cfg.data, directory, say)), mesh)
+
+
+def assemble(cfg: experiment.Config, prepared: Any, mesh: jax.sharding.Mesh) -> Run:
+  """What `build` gives, of data that is ready (`prepared` needs a `vocab`) and of a mesh, whose devices need not be there."""
   if cfg.model.dtype == "float64" or cfg.model.param_dtype == "float64":
     jax.config.update("jax_enable_x64", True)
-  prepared = distributed.lead(lambda: configs.module(cfg.data).prepare(cfg.data, directory, say))
   objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
   labels = getattr(prepared, "labels", ())
   if labels and objective.classes not in (None, len(labels)):
@@ -120,6 +124,20 @@ def _start_params(run: Run, fresh: PyTree, say: Callable[[str], None]) -> PyTree
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda part: source[name][part].astype(leaf.dtype))
 
   return map_named(start, run.state.params)
+
+
+def jitted_step(run: Run):
+  """The step as the loop runs it, jitted: (state, batch) -> (state, metrics), its state donated. Trace it under the mesh and RULES."""
+  update = make_train_step(run.apply, run.objective, run.optimizer, run.cfg.microbatches)
+  rate = optimizers.learning_rate(run.cfg.optimizer, run.cfg.steps)
+
+  def logged(state: TrainState, batch: Batch):
+    made = state.step - guard.skipped(state.opt_state)
+    after, metrics = update(state, batch)
+    return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
+
+  shardings, everywhere = jax.tree.map(lambda s: s.sharding, run.state), jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
+  return jax.jit(logged, donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
 def _check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:
@@ -209,17 +227,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   first_step = None
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
-    update = make_train_step(run.apply, run.objective, run.optimizer, cfg.microbatches)
-    rate = optimizers.learning_rate(cfg.optimizer, cfg.steps)
-
-    def logged(state: TrainState, batch: Batch):
-      made = state.step - guard.skipped(state.opt_state)
-      after, metrics = update(state, batch)
-      return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
-
-    shardings = jax.tree.map(lambda s: s.sharding, run.state)
-    everywhere = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-    train_step = jax.jit(logged, donate_argnums=0, out_shardings=(shardings, everywhere))
+    train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     work, peak, compiled, skips = 0.0, (0.0, ""), None, []
     pending: tuple[int, Any] | None = None
@@ -260,7 +268,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
       if compiled is None:  # one trace serves the count of operations and the compilation
         clock.enter("compile")
         traced = train_step.trace(state, batch)
-        work = flops.count_jaxpr(traced.jaxpr).total - _update_flops(run)
+        work = flops.count_jaxpr(traced.jaxpr).total - update_flops(run)
         compiled = traced.lower().compile()
         clock.enter("train")
       if step in profile and step == profile.start:
@@ -324,7 +332,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   return summary
 
 
-def _update_flops(run: Run) -> float:
+def update_flops(run: Run) -> float:
   """What the optimizer computes (Muon's matmuls): no work of the model, so no part of its MFU."""
   params, loss = run.state.params, jax.ShapeDtypeStruct((), jnp.float32)
   update = lambda grads, state, params, loss: run.optimizer.update(grads, state, params, loss=loss)

@@ -8,23 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Dense bfloat16 matmul peaks of one device in FLOP/s, from the vendors' data sheets (without sparsity).
-PEAKS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "Tesla V100": 125e12,
-    "TPU v2": 22.5e12,  # a v2 or v3 device is one core, half a chip
-    "TPU v3": 61.5e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 1153.5e12,  # half a chip: two devices each
-}
+from research.parallel import chips
 
 
 def peak(device: jax.Device) -> tuple[float, str]:
@@ -32,9 +16,9 @@ def peak(device: jax.Device) -> tuple[float, str]:
   if device.platform == "cpu":
     # Simulated devices share the same cores: each can claim only its share.
     return measured_cpu_peak() / jax.local_device_count(), "measured float32 matmul"
-  names = sorted((name for name in PEAKS if device.device_kind.startswith(name)), key=len)
-  if names:
-    return PEAKS[names[-1]], "data sheet, bfloat16"
+  chip = chips.of_kind(device.device_kind)
+  if chip:
+    return chip.flops / chip.devices, "data sheet, bfloat16"
   return 0.0, f"unknown for '{device.device_kind}'"
 
 

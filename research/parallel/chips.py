@@ -1,0 +1,45 @@
+"""What one chip can do: the one table of peaks, memories and links.
+
+TPU numbers are those of Google Cloud's documentation of each version ("System architecture", table of specifications); NVIDIA's are of the data sheets,
+dense, of the SXM form where there are several. Bandwidth of a TPU's links is what one chip sends, over all its links together, one way.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Chip(NamedTuple):
+  kind: str  # how `Device.device_kind` begins
+  flops: float  # bfloat16 matmuls of one chip, FLOP/s
+  memory: float | None = None  # bytes of HBM; None: not known, or what the machine has
+  bandwidth: float | None = None  # of that memory, bytes/s
+  network: float | None = None  # bytes/s
+  devices: int = 1  # that JAX sees in one chip
+  dimensions: int = 1  # of the torus that the links form
+
+
+GiB = 2**30
+CHIPS = {
+    "v2": Chip("TPU v2", 45e12, 16 * GiB, 700e9, 62e9, 2, 2),
+    "v3": Chip("TPU v3", 123e12, 32 * GiB, 900e9, 82e9, 2, 2),
+    "v4": Chip("TPU v4", 275e12, 32 * GiB, 1228e9, 300e9, 1, 3),
+    "v5e": Chip("TPU v5 lite", 197e12, 16 * GiB, 819e9, 200e9, 1, 2),
+    "v5p": Chip("TPU v5", 459e12, 95 * GiB, 2765e9, 600e9, 1, 3),
+    "v6e": Chip("TPU v6 lite", 918e12, 32 * GiB, 1640e9, 400e9, 1, 2),
+    "tpu7x": Chip("TPU7x", 2307e12, 192 * GiB, 7380e9, 600e9, 2, 3),
+    "v100": Chip("Tesla V100", 125e12),
+    "a100": Chip("NVIDIA A100", 312e12),
+    "h100": Chip("NVIDIA H100", 989e12),
+    "h200": Chip("NVIDIA H200", 989e12),
+    "b200": Chip("NVIDIA B200", 2250e12),
+    "l4": Chip("NVIDIA L4", 121e12),
+    "l40s": Chip("NVIDIA L40S", 362e12),
+    # Of no product: the order of one of eight simulated devices that share a small machine, so that predicted times can be ranked.
+    "cpu": Chip("cpu", 24e9, None, 3e9, 1e9),
+}
+
+
+def of_kind(kind: str) -> Chip | None:
+  """The chip whose name begins a `device_kind`; the longest where several do ('TPU v5 lite' is no 'TPU v5')."""
+  return max((chip for chip in CHIPS.values() if kind.startswith(chip.kind)), key=lambda chip: len(chip.kind), default=None)
