@@ -29,7 +29,7 @@ flags.DEFINE_list("only", [], "beginnings of recipes' names", flag_values=FLAGS)
 
 FULL = ("model.remat=full",)
 ENTRIES: dict[tuple[str, str], tuple[str, ...]] = {  # (recipe, topology) -> what is changed of it, as in --config.KEY=VALUE
-    ("llama.py:3_8b", "v5p:4x4x4"): ("mesh.fsdp=32", "microbatches=8", *FULL),
+    ("llama.py:3_8b", "v5p:4x4x4"): ("mesh.fsdp=64", "microbatches=8", *FULL),
     ("llama.py:3_8b", "v5e:16x16"): ("mesh.fsdp=64", "mesh.tensor=4", "microbatches=8", *FULL),
     ("llama.py:3_70b", "v5p:4x8x8"): ("mesh.fsdp=64", "mesh.tensor=4", "microbatches=8", *FULL),
     ("llama.py:2_7b", "v5e:16x16"): ("mesh.fsdp=256", "microbatches=4", *FULL),

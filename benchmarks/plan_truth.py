@@ -28,7 +28,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_integer("steps", 5, "timed steps of each mesh; their median counts", flag_values=FLAGS)
 MESHES = ({"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 4, "tensor": 2}, {"data": 2, "tensor": 4}, {"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 4},
           {"fsdp": 2, "tensor": 4})  # fmt: skip
-MODEL = ("model.layers=4", "model.width=256", "model.attention.heads=8", "data.tokenizer.vocab_size=4096", "data.length=128", "batch_size=16")
+MODEL = ("model.layers=2", "model.width=256", "model.attention.heads=8", "data.tokenizer.vocab_size=4096", "data.length=128", "batch_size=16")
 
 
 def main(arguments: list[str]) -> int:
