@@ -3,8 +3,7 @@
   python -m benchmarks.remat [--rounds=3 --steps=3]
 
 The decoder of benchmarks/shapes.py with a vocabulary of 96, rows of 256 tokens, AdamW. Memory is what the compiled step needs beside its arguments
-(compiled.memory_analysis().temp_size_in_bytes). One process; the contestants take turns. Times are of this CPU, which computes bfloat16 slowly: the memory is
-what carries over to an accelerator.
+(compiled.memory_analysis().temp_size_in_bytes). One process; the contestants take turns. Both are of the device at hand.
 """
 
 from __future__ import annotations
