@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from research.core.config import NAME, PACKAGE, Component, annotations, find, flatten, is_config, leaves, members, read, typed, use
 from research.core.errors import UserError, nearest
@@ -93,10 +93,15 @@ def resolve(config: "ConfigDict", overrides: Iterable[str] | Mapping[str, Any] =
     _swap(config, path, value)
   for path, value in keys:
     parent, key = _locate(config, path)
-    _put(parent, key, value)
+    _put(parent, key, "none" if value is None and _has_none(parent, key) else value)
   config = flatten(typed(config))
   config.lock()
   return config
+
+
+def _has_none(parent: "ConfigDict", key: str) -> bool:
+  """Whether the word none is one of the values that a key can take (`model.remat`), rather than the absence of one."""
+  return NAME in parent and "none" in get_args(annotations(find(parent[NAME]).Config).get(key))
 
 
 def _swap(config: "ConfigDict", path: str, value: str) -> None:

@@ -54,7 +54,7 @@ def run(path: str, overrides: Iterable[str], target: topology.Topology, vocab_si
   for sizes, remat, rows in itertools.product(factorisations(len(target.devices), len(axes)), remats or [None], batches or [None]):
     mesh = dict.fromkeys(meshes.AXES, 1) | dict(zip(axes, sizes))
     changes = [f"--config.mesh.{axis}={size}" for axis, size in mesh.items()]
-    changes += [f"--config.model.remat={remat!r}"] if remat else []
+    changes += [f"--config.model.remat={remat}"] if remat else []
     changes += [f"--config.batch_size={rows}"] if rows else []
     cfg = configs.typed(load(path, [*overrides, *changes]))
     try:

@@ -114,12 +114,13 @@ def test_members_lists_components_only():
 
 def test_values_are_read_as_python_and_coerced():
   config = resolved(
-    "steps=20", "optimizer.schedule.peak=1", "optimizer.clip=none", "log.tensorboard=false", "data.seed=3.0", "init_from=runs/a"
+    "steps=20", "optimizer.schedule.peak=1", "optimizer.clip=none", "log.tensorboard=false", "data.seed=3.0", "init_from=runs/a", "model.remat=none"
   )
   cfg = configs.typed(config)
   assert (cfg.steps, cfg.optimizer.clip, cfg.log.tensorboard, cfg.init_from) == (20, None, False, "runs/a")
   assert isinstance(cfg.optimizer.schedule.peak, float) and cfg.optimizer.schedule.peak == 1.0
   assert isinstance(cfg.data.seed, int) and cfg.data.seed == 3
+  assert cfg.model.remat == "none"  # a word among the key's values
 
 
 @pytest.mark.parametrize("given", ["['a.txt', 'b.txt']", "('a.txt', 'b.txt')", "'a.txt', 'b.txt'"])
