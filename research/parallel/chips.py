@@ -1,7 +1,8 @@
 """What one chip can do: the one table of peaks, memories and links.
 
 TPU numbers are those of Google Cloud's documentation of each version ("System architecture", table of specifications); NVIDIA's are of the data sheets,
-dense, of the SXM form where there are several. Bandwidth of a TPU's links is what one chip sends, over all its links together, one way.
+dense, of the SXM form where there are several. Bandwidth of a TPU's links is what one chip sends, over all its links together, one way: half of the
+documented bidirectional number. For v2 and v3 none is documented there; theirs are four links of 496 and 656 Gbit/s (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks").
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ class Chip(NamedTuple):
 
 GiB = 2**30
 CHIPS = {
-    "v2": Chip("TPU v2", 45e12, 16 * GiB, 700e9, 62e9, 2, 2),
-    "v3": Chip("TPU v3", 123e12, 32 * GiB, 900e9, 82e9, 2, 2),
+    "v2": Chip("TPU v2", 45e12, 16 * GiB, 700e9, 248e9, 2, 2),
+    "v3": Chip("TPU v3", 123e12, 32 * GiB, 900e9, 328e9, 2, 2),
     "v4": Chip("TPU v4", 275e12, 32 * GiB, 1228e9, 300e9, 1, 3),
     "v5e": Chip("TPU v5 lite", 197e12, 16 * GiB, 819e9, 200e9, 1, 2),
     "v5p": Chip("TPU v5", 459e12, 95 * GiB, 2765e9, 600e9, 1, 3),
