@@ -6,6 +6,7 @@ quarter of it; and Python's collector, which tracing's many small objects would 
 
 import gc
 import os
+import re
 import sys
 
 import pytest
@@ -15,6 +16,11 @@ from tests.compiling import FLAGS
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", *FLAGS])
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 gc.set_threshold(20_000, 20, 50)
+if (worker := re.fullmatch(r"gw(\d+)", os.environ.get("PYTEST_XDIST_WORKER", ""))) and hasattr(os, "sched_setaffinity"):
+  # A core for each worker: XLA's and orbax's pools of threads are as large as the machine, and would wait for each other's.
+  cores = sorted(os.sched_getaffinity(0))
+  if int(os.environ["PYTEST_XDIST_WORKER_COUNT"]) == len(cores):
+    os.sched_setaffinity(0, {cores[int(worker[1]) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items):

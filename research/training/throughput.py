@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 
 import jax
@@ -22,6 +23,7 @@ def peak(device: jax.Device) -> tuple[float, str]:
   return 0.0, f"unknown for '{device.device_kind}'"
 
 
+@functools.cache  # once a process: the machine stays the same
 def measured_cpu_peak(size: int = 1536, tries: int = 3) -> float:
   """The best of a few float32 matmuls on all cores, FLOP/s."""
   device = jax.local_devices()[0]
