@@ -38,7 +38,7 @@ class Place(NamedTuple):
 def find(coordinator: str | None, processes: int | None, process: int | None, environment: Mapping[str, str]) -> Place | None:
   """The place of this process: from flags, else from RESEARCH_COORDINATOR, RESEARCH_PROCESSES and RESEARCH_PROCESS, else from SLURM.
 
-  None: this process is alone, or on a Cloud TPU, whose own runtime knows (`start` asks it).
+  None: this process is alone, or on a Cloud TPU, whose own runtime knows (`joined` asks it).
 
   Raises:
     UserError: some of the three are given and others not, or they contradict each other.
