@@ -146,19 +146,18 @@ def test_learned_positions_past_the_table_are_seen():
 @pytest.mark.parametrize("scheme,kind", [*((scheme, "full") for scheme in SCHEMES), ("rotary", "causal"), ("relative", "ordered")])
 @pytest.mark.parametrize("scan", [False, True])
 def test_places_that_heads_read_are_as_in_the_whole(scheme, kind, scan):
-  """Heads at places of their own, of packed rows with types, a window and in one case an encoder: outputs and gradients."""
+  """Two heads at places of their own, of packed rows with types, a window and an encoder: outputs and gradients."""
   if scan and scheme != "rotary":
     pytest.skip("scanned layers compute every place and pick; one scheme shows it")
   heads = {"lm": HeadConfig(), "classes": HeadConfig("vector", outputs=3, pool="first", transform=True), "scale": HeadConfig("scale")}
   attention = grouped.Config(heads=4, kv_heads=2, window=5)
-  encoder = scheme == "rotary" and kind == "full"
-  _, params, apply = build(position=SCHEMES[scheme], scan=scan, attention=attention, heads=heads, token_types=2, layers=1 + encoder,
-                           encoder_layers=int(encoder), norm_place="post" if scheme == "alibi" else "pre")  # fmt: skip
+  _, params, apply = build(position=SCHEMES[scheme], scan=scan, attention=attention, heads=heads, token_types=2, encoder_layers=1,
+                           norm_place="post" if scheme == "alibi" else "pre")  # fmt: skip
   x, source = tokens(), tokens(2, 9, seed=1)
   segments = jnp.asarray([[1] * 5 + [2] * 5 + [0] * 2, [1] * 8 + [2] * 4])
   order = jnp.asarray(np.random.default_rng(3).permuted(np.tile(np.arange(L), (2, 1)), axis=1)) if kind == "ordered" else None
   inputs = Inputs(x, positions=positions_within(segments), segments=segments, order=order, types=(x > 11).astype(jnp.int32), kind=kind,
-                  source=Inputs(source, segments=jnp.ones_like(source).at[:, 4:].set(2), kind="full") if encoder else None)  # fmt: skip
+                  source=Inputs(source, segments=jnp.ones_like(source).at[:, 4:].set(2), kind="full"))  # fmt: skip
   at, first = jnp.array([[3, 1], [4, 11]]), jnp.array([[5], [0]])
 
   def some(params):

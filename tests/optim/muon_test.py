@@ -48,24 +48,26 @@ ATTENTION = {
 }
 
 
-def test_attention_kernels_are_matrices_of_all_heads():
+@pytest.mark.parametrize("scale", ["rms", "shape"])
+def test_attention_kernels_are_matrices_of_all_heads(scale):
   grads = {name: [draw(*shape, seed=seed) for seed in (1, 2)] for name, (shape, _) in ATTENTION.items()}
   flat = {f"block_0/{i}/kernel": [g.reshape(ATTENTION[name][1]) for g in grads[name]] for i, name in enumerate(grads)}
-  ours, wanted = of_kernels(grads, muon_scale="rms"), of_kernels(flat, muon_scale="rms")
+  ours, wanted = of_kernels(grads, muon_scale=scale), of_kernels(flat, muon_scale=scale)
   for i, (name, (_, matrix)) in enumerate(ATTENTION.items()):
     np.testing.assert_allclose(ours[name].reshape(matrix), wanted[f"block_0/{i}/kernel"], atol=1e-5, err_msg=name)
 
 
-def test_stacked_layers_are_apart_and_experts_too():
+@pytest.mark.parametrize("scale", ["rms", "shape"])
+def test_stacked_layers_are_apart_and_experts_too(scale):
   kinds = {"ffn/up": (D, F), "ffn/down": (F, D), "attention/query": (D, H, d), "attention/out": (H, d, D)}
   grads = {kind: [draw(2, *shape, seed=seed) for seed in (1, 2)] for kind, shape in kinds.items()}
-  stacked = of_kernels({f"stack/blocks/{kind}/kernel": both for kind, both in grads.items()}, muon_scale="shape")
+  stacked = of_kernels({f"stack/blocks/{kind}/kernel": both for kind, both in grads.items()}, muon_scale=scale)
   apart = {f"stack/block_{i}/{kind}/kernel": [g[i] for g in both] for kind, both in grads.items() for i in range(2)}
-  unrolled = of_kernels(apart, muon_scale="shape")
+  unrolled = of_kernels(apart, muon_scale=scale)
   for name, update in unrolled.items():
     _, block, rest = name.split("/", 2)
     np.testing.assert_allclose(stacked[f"stack/blocks/{rest}"][int(block[-1])], update, atol=1e-5, err_msg=name)
-  experts = of_kernels({"block_0/feed_forward/experts_up/kernel": grads["ffn/up"]}, muon_scale="shape")["block_0/feed_forward/experts_up/kernel"]
+  experts = of_kernels({"block_0/feed_forward/experts_up/kernel": grads["ffn/up"]}, muon_scale=scale)["block_0/feed_forward/experts_up/kernel"]
   for i in range(2):
     np.testing.assert_allclose(experts[i], unrolled[f"stack/block_{i}/ffn/up/kernel"], atol=1e-5)
 

@@ -294,7 +294,7 @@ def test_evaluation_reads_the_average_and_a_profile_and_chosen_steps_are_kept(da
   jax.tree.map(np.testing.assert_array_equal, Checkpoints(workdir).restore_params(0), loop.initial_state(run).params)
 
 
-@pytest.mark.parametrize("name", ["causal_lm", "masked_lm"])  # of the others tests/contracts tell the same on rows in memory
+@pytest.mark.parametrize("name", APART)
 def test_evaluation_covers_the_whole_split_whatever_the_batch_size(whole, data, name):
   run = loop.build(configs.typed(tiny(data, name)), data, quiet)
   rows = text.valid_rows(run.prepared, run.cfg.data, run.objective.element_spec)
