@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig, Inputs
 from research.model.position import bias, learned
+from tests import drawn
 from tests.contracts.common import compiled
 
 V, START = 23, 7
@@ -31,7 +31,7 @@ def build(scan=False, position=None, norm_place="pre"):
       deviation=0.6, scan=scan, norm_place=norm_place, tie_head=False,
   )  # fmt: skip
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
-  params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
+  params = drawn.parameters(model)
   params["head_lm"]["bias"] = jax.random.normal(jax.random.key(1), (V,))
   return model, params
 
@@ -132,6 +132,6 @@ def test_missing_and_needless_sources_are_refused(built):
     Generator(*built, RULES, context=5)(None, GREEDY, 6, KEY, SOURCES)
   cfg = transformer.Config(layers=1, width=16, attention=grouped.Config(heads=4))
   model = transformer.make(cfg, V, {"lm": HeadConfig()}, 64)
-  single = model, nn.unbox(transformer.init(model, jax.random.key(0)))
+  single = model, drawn.parameters(model)
   with pytest.raises(ValueError, match="no encoder"):
     Generator(*single)(PROMPTS, GREEDY, 3, KEY, SOURCES)
