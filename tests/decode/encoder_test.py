@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +32,7 @@ def build(scan=False, position=None, norm_place="pre"):
       deviation=0.6, scan=scan, norm_place=norm_place, tie_head=False,
   )  # fmt: skip
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
-  params = drawn.parameters(model)
+  params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
   params["head_lm"]["bias"] = jax.random.normal(jax.random.key(1), (V,))
   return model, params
 

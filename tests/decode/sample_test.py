@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig, Inputs
 from research.model.position import learned
-from tests import drawn
 
 V, CONTEXT = 23, 12
 GREEDY, SAMPLED = Config(temperature=0), Config(temperature=1.3, top_k=12, top_p=0.9)
@@ -27,7 +27,7 @@ def build(scan=False):
     layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), position=learned.Config(), deviation=0.6, scan=scan
   )
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
-  params = drawn.parameters(model)
+  params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
   params["head_lm"]["bias"] = jax.random.normal(jax.random.key(1), (V,))
   return model, params
 
