@@ -64,6 +64,11 @@ def deviation_bounds(n: int, level: float = LEVEL) -> tuple[float, float]:
   return math.sqrt((n - 1) / low), math.sqrt((n - 1) / high)
 
 
+def constant(values: np.ndarray) -> bool:
+  """Whether values do not vary but for rounding."""
+  return bool(np.ptp(values) <= 1e-12 * np.abs(values).max())
+
+
 # --- tests -------------------------------------------------------------------------------------------------------------------
 
 
@@ -72,8 +77,8 @@ def t_test(differences: np.ndarray) -> float:
   differences = np.asarray(differences, float)
   if len(differences) < 2:
     return math.nan
-  if np.ptp(differences) == 0:
-    return float(differences[0] == 0)
+  if constant(differences):
+    return float(np.abs(differences).max() == 0)
   return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
@@ -95,7 +100,7 @@ def hedges(differences: np.ndarray) -> float:
   away d's bias in small samples (Hedges 1981, eq. 6e). nan below three differences or where they do not vary."""
   differences = np.asarray(differences, float)
   m = len(differences) - 1
-  if m < 2 or np.ptp(differences) == 0:
+  if m < 2 or constant(differences):
     return math.nan
   correction = math.exp(special.gammaln(m / 2) - special.gammaln((m - 1) / 2)) / math.sqrt(m / 2)
   return float(correction * differences.mean() / differences.std(ddof=1))
@@ -169,7 +174,7 @@ def limits(n: int) -> list[str]:
     said.append(f"A deviation found from {n} blocks is itself uncertain: the true one lies between {low:.2f} and {high:.3g} times it (95 %).")
   if n < ENOUGH:
     said.append(f"All intervals and p values rest on the differences being normally distributed, which {n} blocks cannot show: without that assumption no test of {n} blocks gives p below "
-                f"{2 / 2**n:.4g} (sign flips), and even the whole range of {n} values covers the centre with only {1 - 2 / 2**n:.1%}, so there is no bootstrap interval. "
+                f"{2 / 2**n:.4g} (sign flips), and even the whole range of {n} values covers the centre with only {100 - 200 / 2**n:.3g} %, so there is no bootstrap interval. "
                 f"{ENOUGH} blocks are the least.")  # fmt: skip
   if n < 3:
     said.append("An effect size needs at least three blocks.")
@@ -202,7 +207,7 @@ def compare(scores: np.ndarray, baseline: int) -> list[Comparison | None]:
     if arm == baseline or not len(differences):
       found.append(None)
       continue
-    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else math.nan
+    deviation = math.nan if len(differences) < 2 else 0.0 if constant(differences) else float(differences.std(ddof=1))
     found.append(Comparison(
         len(differences), t_interval(differences), bootstrap_interval(differences), deviation, t_test(differences), permutation_test(differences), math.nan,
         hedges(differences), smallest_seen(len(differences), deviation)))  # fmt: skip
@@ -248,12 +253,12 @@ def effects(planned: Sequence[Effect], scores: np.ndarray) -> list[Effect]:
   return [effect._replace(interval=t_interval(row), p=one, corrected=float(other)) for effect, row, one, other in zip(planned, values, p, holm(p))]
 
 
+def without_blocks(scores: np.ndarray) -> np.ndarray:
+  """Scores [arms, blocks] without what a block does to all arms alike (Cousineau 2005): its mean over arms less that over all. As they are where one is nan."""
+  return scores - scores.mean(0) + scores.mean() if np.isfinite(scores).all() else scores
+
+
 def level_means(arms: Sequence[Mapping[str, Any]], factor: str, levels: Sequence[Any], scores: np.ndarray) -> list[Interval]:
-  """The mean of scores [arms, blocks] at each level, with the interval of its distance from the block's mean: what differs between blocks alike for all does not
-  widen it (Cousineau 2005)."""
-  scores = np.asarray(scores, float)
-  centre, found = scores.mean(), []
-  for level in levels:
-    rows = np.array([arm[factor] == level for arm in arms])
-    found.append(Interval(*(bound + centre for bound in t_interval(scores[rows].mean(0) - scores.mean(0)))))
-  return found
+  """The mean of scores [arms, blocks] at each level, with the interval of what is left `without_blocks`."""
+  left = without_blocks(np.asarray(scores, float))
+  return [t_interval(left[np.array([arm[factor] == level for arm in arms])].mean(0)) for level in levels]

@@ -9,7 +9,20 @@ import pytest
 
 from research.core.errors import UserError
 from research.studies import design
-from research.studies.design import LogUniform, Uniform, chain, fractional, grid, halving, latin_hypercube, one_at_a_time, product, random, rungs, zipped
+from research.studies.design import (
+  LogUniform,
+  Uniform,
+  chain,
+  fractional,
+  grid,
+  halving,
+  latin_hypercube,
+  one_at_a_time,
+  product,
+  random,
+  rungs,
+  zipped,
+)
 
 SPACE = {"peak": LogUniform(1e-4, 1e-2), "width": [64, 128, 256], "dropout": Uniform(0.0, 0.2)}
 
