@@ -66,7 +66,7 @@ def answer(results: Results, scores: Scores) -> str:
   text = f"against `{baseline}`, {len(found)} arms in {scores.metric}: {counts} (paired t, Holm's correction, 5 %)"
   size = lambda arm: abs(found[arm].difference.value)
   shown_arm = max(sorted(told & good or good or found, key=results.arms.index), key=size)
-  what = "the best" if shown_arm in told & good else "nearest to being better" if shown_arm in good else "the worst"
+  what = "the best" if shown_arm in told & good else "the largest improvement" if shown_arm in good else "the largest setback"
   text += f"; {what}, `{shown_arm}`, differs by {_interval(found[shown_arm].difference, scores.digits, True)} ({_test(found[shown_arm], corrected=True)})."
   return start + text if start else text[0].upper() + text[1:]
 

@@ -38,7 +38,7 @@ def text(folder):
 
 
 def chapter(folder, title):
-  return re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^## |\Z)", text(folder), re.M | re.S)[1]
+  return re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^## |\Z)", text(folder), re.M | re.S)[1].strip()
 
 
 def rows(folder, title, table=0):
@@ -80,6 +80,15 @@ def test_the_answer_is_one_sentence_with_its_interval(whole):
   assert f"the best, {best}, differs by {table[best][4]} ({table[best][5]})" in answer and "5 arms" in answer and "Preliminary" not in answer
   verdicts = [float(row[7].lstrip("< ")) < 0.05 for row in table.values() if row[4] != "baseline"]
   assert f"{len(verdicts) - sum(verdicts)} not to be told from it" in answer
+
+
+def test_one_of_several_is_found_after_correction_only(tmp_path):
+  differences = {0: [0, 0, 0, 0], 1: [1.0, 2.1, 1.2, 0.5], 2: [1, -1, 1, -1], 3: [2, 1, -2, -1]}
+  assert 0.02 < stats.ttest_1samp(differences[1], 0).pvalue < 0.05
+  fake.study(tmp_path, [{"a": a} for a in differences], blocks=range(4), score=lambda arm, block: 5.0 - differences[arm["a"]][block])
+  assert "3 not to be told from it" in writing.write(str(tmp_path)) and "the largest improvement, `a=1`, differs by −1.2" in text(tmp_path)
+  fake.study(tmp_path, [{"a": 0}, {"a": 1}], blocks=range(4), score=lambda arm, block: 5.0 - differences[arm["a"]][block])
+  assert "a=1 is better than a=0: valid.loss differs by −1.20" in writing.write(str(tmp_path))
 
 
 def test_costs_and_what_was_equal(whole):
@@ -297,6 +306,7 @@ def test_every_run_that_is_not_done_is_named_with_what_happened(tmp_path):
   assert notes["runs/0101"] == "valid.loss is nan" and notes["runs/0102"] == r"step 40 of 100; its log ends with `error: the disk is full \| here.`"
   assert notes["runs/0103"] == "step 60 of 100; its log ends with `step 60/100 loss 2.1`" and "'runs/0104/summary.json' is not readable" in notes["runs/0104"]
   assert "its data changed: hash d9, d0 in study.json" in notes["runs/0004"]
+  assert [row[:2] for row in rows(tmp_path, "Arms")[1:]] == [["`width=64`", "4"], ["`width=128`", "0"]], "none of them counts"
   assert str(tmp_path) not in text(tmp_path)
 
 
