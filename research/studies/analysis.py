@@ -108,20 +108,19 @@ def hedges(differences: np.ndarray) -> float:
 
 def holm(p: Sequence[float]) -> np.ndarray:
   """p values corrected for being several (Holm 1979): the chance of any false finding among them is kept. nan stays nan and does not count."""
-  return _corrected(p, lambda sorted_p: np.maximum.accumulate(sorted_p * np.arange(len(sorted_p), 0, -1)))
+  p = np.asarray(p, float)
+  order, found = np.argsort(p, kind="stable"), np.isfinite(p).sum()  # nan is sorted last
+  corrected = np.full(p.shape, np.nan)
+  corrected[order[:found]] = np.minimum(np.maximum.accumulate(p[order[:found]] * np.arange(found, 0, -1)), 1.0)
+  return corrected
 
 
 def benjamini_hochberg(p: Sequence[float]) -> np.ndarray:
-  """p values corrected so that the share of false findings among the findings is kept (Benjamini and Hochberg 1995)."""
-  return _corrected(p, lambda sorted_p: np.minimum.accumulate((sorted_p * len(sorted_p) / np.arange(1, len(sorted_p) + 1))[::-1])[::-1])
-
-
-def _corrected(p: Sequence[float], correct) -> np.ndarray:
+  """p values corrected so that the share of false findings among the findings is kept (Benjamini and Hochberg 1995). nan stays nan and does not count."""
   p = np.asarray(p, float)
-  found, out = np.flatnonzero(np.isfinite(p)), np.full(p.shape, np.nan)
-  order = found[np.argsort(p[found], kind="stable")]
-  out[order] = np.minimum(correct(p[order]), 1.0)
-  return out
+  corrected, found = np.full(p.shape, np.nan), np.isfinite(p)
+  corrected[found] = stats.false_discovery_control(p[found])
+  return corrected
 
 
 # --- power -------------------------------------------------------------------------------------------------------------------

@@ -239,9 +239,9 @@ class Confounding(NamedTuple):
     return min((len(word.lstrip("-")) for word in self.words), default=None)
 
   def __str__(self) -> str:
-    named = ", ".join(f"{letter} = {factor}" for factor, letter in self.letters.items())
     if self.resolution is None:
-      return f"Full factorial: no effect is confounded with another ({named})."
+      return "Full factorial: no effect is confounded with another."
+    named = ", ".join(f"{letter} = {factor}" for factor, letter in self.letters.items())
     numeral = {1: "I", 2: "II", 3: "III", 4: "IV", 5: "V", 6: "VI", 7: "VII", 8: "VIII"}.get(self.resolution, str(self.resolution))
     groups: dict[frozenset[str], str] = {}
     for effect, others in self.aliases.items():

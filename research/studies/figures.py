@@ -231,10 +231,10 @@ def pareto(path: str, points: Sequence[Point], xlabel: str, ylabel: str, better:
     for p in sorted(points, key=lambda p: -p.score.value):
       if len(points) <= 10 or p.name in best:
         columns.setdefault(p.x, []).append(p)
-    for column in columns.values():  # names of arms that cost the same stand below each other
+    for column in columns.values():  # names of arms that cost the same stand below each other, those of the front beside the line
       wanted = [(p.score.value - low) / (high - low) for p in column]
       for p, at, place in zip(column, wanted, spread(wanted, 0.05)):
-        ax.annotate(_short(p.name, 40), (p.x, p.score.value), (7, (place - at) * 0.8 * 4.2 * 72), textcoords="offset points", va="center", fontsize=8, zorder=3,
+        ax.annotate(_short(p.name, 40), (p.x, p.score.value), (7, (place - at) * 0.8 * 4.2 * 72 - (7 * sign if p.name in best else 0)), textcoords="offset points", va="center", fontsize=8, zorder=3,
                     color="#222222" if p.name in best else "#666666", path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")])  # fmt: skip
     ax.grid(alpha=0.25)
     ax.set_xlabel(xlabel)

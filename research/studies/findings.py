@@ -62,8 +62,9 @@ def answer(results: Results, scores: Scores) -> str:
     return start + _of_two(*next(iter(found.items())), baseline, scores)
   told = {arm for arm, c in found.items() if c.corrected < ALPHA}
   good = {arm for arm, c in found.items() if (c.difference.value < 0) == (scores.better == "lower")}
-  counts = ", ".join(f"{count} {word}" for count, word in ((len(told & good), "better"), (len(told - good), "worse"), (len(found) - len(told), "not to be told from it")) if count)
-  text = f"against `{baseline}`, {len(found)} arms in {scores.metric}: {counts} (paired t, Holm's correction, 5 %)"
+  be = lambda count: f"{count} {'is' if count == 1 else 'are'}"
+  counts = [f"{be(count)} {word}" for count, word in ((len(told & good), "better"), (len(told - good), "worse"), (len(found) - len(told), "not to be told from it")) if count]
+  text = f"of {len(found)} arms compared with `{baseline}` in {scores.metric}, {', '.join(counts)} (paired t, Holm's correction, 5 %)"
   size = lambda arm: abs(found[arm].difference.value)
   shown_arm = max(sorted(told & good or good or found, key=results.arms.index), key=size)
   what = "the best" if shown_arm in told & good else "the largest improvement" if shown_arm in good else "the largest setback"

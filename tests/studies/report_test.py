@@ -79,14 +79,14 @@ def test_the_answer_is_one_sentence_with_its_interval(whole):
   best = min(table, key=lambda arm: number(table[arm][2]))
   assert f"the best, {best}, differs by {table[best][4]} ({table[best][5]})" in answer and "5 arms" in answer and "Preliminary" not in answer
   verdicts = [float(row[7].lstrip("< ")) < 0.05 for row in table.values() if row[4] != "baseline"]
-  assert f"{len(verdicts) - sum(verdicts)} not to be told from it" in answer
+  assert f"{len(verdicts) - sum(verdicts)} is not to be told from it" in answer
 
 
 def test_one_of_several_is_found_after_correction_only(tmp_path):
   differences = {0: [0, 0, 0, 0], 1: [1.0, 2.1, 1.2, 0.5], 2: [1, -1, 1, -1], 3: [2, 1, -2, -1]}
   assert 0.02 < stats.ttest_1samp(differences[1], 0).pvalue < 0.05
   fake.study(tmp_path, [{"a": a} for a in differences], blocks=range(4), score=lambda arm, block: 5.0 - differences[arm["a"]][block])
-  assert "3 not to be told from it" in writing.write(str(tmp_path)) and "the largest improvement, `a=1`, differs by −1.2" in text(tmp_path)
+  assert "3 are not to be told from it" in writing.write(str(tmp_path)) and "the largest improvement, `a=1`, differs by −1.2" in text(tmp_path)
   fake.study(tmp_path, [{"a": 0}, {"a": 1}], blocks=range(4), score=lambda arm, block: 5.0 - differences[arm["a"]][block])
   assert "a=1 is better than a=0: valid.loss differs by −1.20" in writing.write(str(tmp_path))
 
