@@ -100,7 +100,7 @@ def _panel_of_curves(ax: Any, lines: Sequence[Curve]) -> None:
     ax.plot(x, mean, color=colour, linewidth=0.8 if colour == GREY else 1.8, marker="o" if len(x) < 12 and colour != GREY else None, markersize=3)
     if colour != GREY:
       ends.append((float(mean[-1]), line.name, colour))
-  ax.set_ylim(*_view([band(blocks) for blocks in bands.values()]))
+  ax.set_ylim(*view([band(blocks) for blocks in bands.values()]))
   label_ends(ax, ends, [(f"{sum(not line.marked for line in lines)} other arms", GREY)] if many else [])
   ax.grid(alpha=0.25)
 
@@ -127,13 +127,15 @@ def band(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
   return grid, values.min(0), values.mean(0), values.max(0)
 
 
-def _view(bands: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> tuple[float, float]:
-  """What of the scores to show: all of rising ones; of falling ones, steep at the start, what is below the highest place after a fifth of the way."""
+def view(bands: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> tuple[float, float]:
+  """What of the scores to show. Where most of them fall, steeply at the start: what is below the highest place of these after a fifth of the way, which cuts off an
+  arm that diverges; else all."""
   start, end = min(x[0] for x, *_ in bands), max(x[-1] for x, *_ in bands)
-  falling = all(mean[0] >= mean[-1] for _, _, mean, _ in bands)
-  later = [(low[late], high[late]) for x, low, _, high in bands if (late := x >= start + (0.2 if falling else 0.0) * (end - start)).any()]
+  falling = [found for found in bands if found[2][0] >= found[2][-1]]
+  fall = 2 * len(falling) >= len(bands)
+  later = [(low[late], high[late]) for x, low, _, high in (falling if fall else bands) if (late := x >= start + (0.2 if fall else 0.0) * (end - start)).any()]
   bottom = min(float(low.min()) for low, _ in later)
-  top = max(float(high[0] if falling else high.max()) for _, high in later)
+  top = max(float(high[0] if fall else high.max()) for _, high in later)
   edge = 0.05 * (top - bottom) or 0.05
   return bottom - edge, top + edge
 

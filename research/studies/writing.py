@@ -155,16 +155,15 @@ def _curves(results: Results, scores: Scores) -> list[Block]:
       lines.setdefault(kind.rpartition(".")[2], []).append((arm, found))
   if not lines:
     return [Heading("Learning curves"), Text(f"No run has logged `{key}` on the validation split yet.")]
-  marked = _marked(results, scores)
-  panels = {kind: [figures.Curve(arm, found, arm in marked) for arm, found in curves] for kind, curves in lines.items()}
+  panels = {kind: [figures.Curve(arm, found, arm in _marked(results, scores, [arm for arm, _ in curves])) for arm, found in curves] for kind, curves in lines.items()}
   figures.curves(findings.picture(results, "curves"), panels, UNITS[budget], f"validation {key.replace('_', ' ')}")
   return [Heading("Learning curves"), Figure("figures/curves.png", f"Validation `{key}` against {UNITS[budget]}: mean over blocks, band from the lowest to the highest block, without what a "
           "block does to all arms alike." + (" Objectives have panels of their own: their losses do not compare." if len(lines) > 1 else ""))]  # fmt: skip
 
 
-def _marked(results: Results, scores: Scores) -> set[str]:
+def _marked(results: Results, scores: Scores, arms: Sequence[str]) -> set[str]:
   """Where there are too many arms for a picture: the baseline, the three best and the worst."""
-  means = {arm: row[np.isfinite(row)].mean() for arm, row in zip(results.arms, scores.values) if np.isfinite(row).any()}
+  means = {arm: row[np.isfinite(row)].mean() for arm, row in zip(results.arms, scores.values) if arm in arms and np.isfinite(row).any()}
   order = sorted(means, key=means.get, reverse=scores.better == "higher")
   return {results.study["decides"]["baseline"], *order[:3], *order[-1:]}
 

@@ -384,6 +384,15 @@ def test_bands_are_without_what_blocks_share():
   np.testing.assert_allclose([grid, low, mean, high], [[1, 2, 3], [0, 1, 2], [0.5, 1.5, 2.5], [1, 2, 3]])
 
 
+def test_an_arm_that_diverges_does_not_flatten_the_others():
+  x = np.arange(11.0)
+  falls, diverges = (x, *[10 - 0.5 * x] * 3), (x, *[np.exp(3 * x)] * 3)
+  low, high = figures.view([falls, falls, diverges])
+  assert 4 < low < 5 and 9 < high < 10, "the first fifth is cut off, and what diverges"
+  assert figures.view([diverges, (x, *[x] * 3), falls])[1] > 1e12, "of rising scores everything is shown"
+  assert figures.view([(np.array([2.0]), *[np.array([3.0])] * 3)]) == (2.95, 3.05)
+
+
 def test_names_that_mean_something_to_matplotlib_are_drawn(tmp_path):
   interval = figures.Interval(0.1, math.nan, math.nan)
   figures.differences(str(tmp_path / "a.png"), [("cost=$5 and more_$x^2 " * 5, interval, False)], "loss", "lower")
