@@ -43,7 +43,7 @@ def _figure(path: str, width: float, height: float, rows: int = 1, columns: int 
 
   with matplotlib.rc_context():
     matplotlib.rcdefaults()
-    matplotlib.rcParams |= {"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "research"}
+    matplotlib.rcParams.update({"font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options)
     try:
       yield axes

@@ -33,19 +33,20 @@ class Run:
   summary: Mapping[str, Any]  # empty: not ended
   evaluations: Mapping[str, Any]
 
+  def found(self, metric: str) -> Any:
+    """What its files say of a metric, whatever its state; None: nothing."""
+    head, _, rest = metric.partition(".")
+    return at(self.evaluations, rest) if head == "evaluations" else at(self.summary, metric)
+
   def score(self, metric: str) -> float:
     """The metric of a run that is done; nan else."""
-    return self._at(metric) if self.state == "done" else math.nan
+    value = self.found(metric) if self.state == "done" else None
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
   @property
   def ended(self) -> bool:
     """It has reached its last step, whatever its score."""
     return self.state in ("done", "diverged", "unscored") and bool(self.summary)
-
-  def _at(self, metric: str) -> float:
-    head, _, rest = metric.partition(".")
-    value = at(self.evaluations, rest) if head == "evaluations" else at(self.summary, metric)
-    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +110,11 @@ def read(folder: str) -> Results:
   Raises:
     UserError: the folder is no study's, or its study.json is damaged.
   """
+  folder = os.path.normpath(folder)
   path = os.path.join(folder, STUDY)
   study = _json(path)
   if study is None:
-    raise UserError(f"'{folder}' holds no {STUDY}: name the folder of a study, which research.sweep has written.")
+    raise UserError(f"'{folder}' holds no {STUDY}: name the folder of a study, as research.sweep leaves it.")
   if lacking := [key for key in KEYS if key not in study]:
     raise UserError(f"'{path}' lacks '{lacking[0]}': let research.sweep write it anew.")
   names = [arm["name"] for arm in study["arms"]]
@@ -169,12 +171,10 @@ def _state(run: Run, workdir: str, metric: str) -> tuple[str, str]:
   if run.summary and run.summary["step"] == steps and not run.summary.get("stopped_by"):
     if run.plan.get("data_hash") and run.summary["data_hash"] != run.plan["data_hash"]:
       return "failed", f"its data changed: hash {run.summary['data_hash']}, {run.plan['data_hash']} in {STUDY}"
-    score = run._at(metric)
-    if math.isfinite(score):
-      return "done", ""
-    head, _, rest = metric.partition(".")
-    found = at(run.evaluations, rest) if head == "evaluations" else at(run.summary, metric)
-    return ("unscored", f"{metric} is not there") if found is None else ("diverged", f"{metric} is {score}")
+    found = run.found(metric)
+    if not isinstance(found, (int, float)):
+      return "unscored", f"{metric} is not there"
+    return ("done", "") if math.isfinite(found) else ("diverged", f"{metric} is {found}")
   lines = monitor.read_metrics(workdir)
   last = max((line["step"] for line in lines), default=0)
   where = f"step {last} of {steps}" if steps else f"step {last}"
