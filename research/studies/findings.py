@@ -207,9 +207,10 @@ def pareto(results: Results, scores: Scores) -> list[Block]:
     return []
   costs = [point.x for point in points]
   if max(costs) / min(costs) - 1 <= EQUAL:
-    return [Heading("Score against FLOPs"), Text(f"All arms cost the same FLOPs (from {amount(min(costs))} to {amount(max(costs))}), so the table of arms is the whole of it.")]
+    return [Heading("Score against FLOPs"), Text(f"All arms cost the same FLOPs, {amount(max(costs))} a run to within {100 * EQUAL:.0f} %, so the table of arms is the whole of it.")]
   figures.pareto(picture(results, "pareto"), points, "FLOPs of a run", scores.metric, scores.better)
-  return [Heading("Score against FLOPs"), Figure("figures/pareto.png", f"Mean `{scores.metric}` against the FLOPs of a run, with the range over blocks, without what a block does to all arms alike. Blue: no other arm is at once better and cheaper.")]
+  return [Heading("Score against FLOPs"), Figure("figures/pareto.png", f"Mean `{scores.metric}` against the FLOPs of a run, with the range over blocks, without what a block does to all arms alike. "
+          "Blue: no other arm is at once better and cheaper.")]  # fmt: skip
 
 
 def seeds(results: Results, scores: Scores) -> list[Block]:
