@@ -7,13 +7,14 @@ blocks on the last axis.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import special, stats
+from scipy import optimize, special, stats
 
 from research.evals import bootstrap
 
@@ -152,15 +153,15 @@ def seeds_needed(difference: float, deviation: float, wanted: float = POWER, lev
 
 def smallest_seen(n: int, deviation: float, wanted: float = POWER, level: float = LEVEL) -> float:
   """The true difference that n blocks find with chance `wanted`, given the deviation of the differences; nan below two blocks."""
-  if n < 2:
-    return math.nan
-  low, high = 0.0, 1.0
+  return _smallest_effect(n, wanted, level) * deviation if n > 1 else math.nan
+
+
+@functools.cache
+def _smallest_effect(n: int, wanted: float, level: float) -> float:
+  high = 1.0
   while power(n, high, level) < wanted:
-    low, high = high, 2 * high
-  for _ in range(50):
-    middle = (low + high) / 2
-    low, high = (low, middle) if power(n, middle, level) >= wanted else (middle, high)
-  return high * deviation
+    high *= 2
+  return float(optimize.brentq(lambda effect: power(n, effect, level) - wanted, 0.0, high, xtol=1e-12))
 
 
 def limits(n: int) -> list[str]:

@@ -51,9 +51,8 @@ def test_hedges_correction():
   d = x.mean() / x.std(ddof=1)
   assert analysis.hedges(x) == pytest.approx(d * (1 - 3 / (4 * 4 - 1)), rel=3e-3), "the usual approximation of J(4)"
   assert analysis.hedges(x) == pytest.approx(d * math.gamma(2) / (math.sqrt(2) * math.gamma(1.5)), rel=1e-12)
-  draws = RNG.normal(0.8, 1, (20000, 5))
-  unbiased = np.mean([analysis.hedges(row) for row in draws])
-  assert unbiased == pytest.approx(0.8, abs=0.02) and np.mean(draws.mean(1) / draws.std(1, ddof=1)) > 0.95
+  draws = RNG.normal(0.8, 1, (5000, 5))
+  assert np.mean([analysis.hedges(row) for row in draws]) == pytest.approx(0.8, abs=0.04) and np.mean(draws.mean(1) / draws.std(1, ddof=1)) > 0.93, "without bias, unlike d"
 
 
 def test_corrections_are_statsmodels():
