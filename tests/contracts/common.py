@@ -13,6 +13,7 @@ from research.model import patches, towers, transformer
 from research.model.attention import grouped
 from research.model.ffn import moe
 from research.model.inputs import Projection
+from research.objectives import base
 from tests import drawn
 
 LENGTH, SIZE = 16, 40
@@ -116,6 +117,15 @@ def shallow(name: str) -> dict[str, int]:
 def compiled(model):
   """`apply` of a model, compiled as a whole: called op by op, each operation would be compiled by itself."""
   return jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
+
+
+_corrupting = {}  # id of an objective -> it, so that the id stays its own, and its corruption
+
+
+def corrupted(objective, key, batch, step):
+  """`objectives.base.corrupted`, compiled as a whole: called op by op, each operation would be compiled by itself."""
+  _, compiled = _corrupting.setdefault(id(objective), (objective, jax.jit(lambda key, batch, step: base.corrupted(objective, key, batch, step))))
+  return compiled(key, batch, step)
 
 
 def objectives(contract: str, variants: bool = True):

@@ -13,10 +13,10 @@ from research.core.types import Batch
 from research.evals import loss as loss_eval
 from research.model.attention import grouped
 from research.model.attention.kernels import chunked, splash
-from research.objectives.base import corrupted
 from research.parallel import mesh as meshes
 from research.training.step import make_train_step
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.mesh_invariance import ARCHITECTURES
 
 each_objective = pytest.mark.parametrize("name", common.OBJECTIVES)
@@ -26,9 +26,9 @@ KEY = jax.random.key(3)
 
 @functools.cache
 def corruption(name):
-  """(objective, batch -> its example under KEY), compiled once for the contracts that share it."""
+  """(objective, batch -> its example under KEY), one for the contracts that share it: it is compiled once."""
   objective = common.objective_of(name)
-  return objective, jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))
+  return objective, lambda batch: corrupted(objective, KEY, batch, 0)
 
 
 @functools.cache
@@ -109,7 +109,7 @@ def test_packed_loss_is_the_loss_of_the_documents_apart(name):
   """Sums over a row of two documents equal the sums over two rows of one, given the same corruption."""
   objective, _, params, apply = common.build(name)
   batch = common.batch(objective, 3)
-  example = jax.jit(lambda batch: corrupted(objective, KEY, batch, 0))(batch)
+  example = corrupted(objective, KEY, batch, 0)
   loss = jax.jit(lambda example: objective.loss(apply, params, example, None, False))
   terms, _ = loss(example)
   apart = {term: 0.0 for term in terms}

@@ -16,12 +16,12 @@ from research.model.attention import grouped
 from research.model.ffn import dense, moe
 from research.model.inputs import HeadConfig, Inputs
 from research.model.layers import ACTIVATIONS
-from research.objectives.base import corrupted
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training.step import make_train_step
 from tests import drawn
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.mesh_invariance import DOUBLE, MESHES, losses
 
 B, L, D = 8, 6, 8
