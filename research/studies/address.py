@@ -7,7 +7,7 @@
           made of (the file changed under a study that runs) is told as failed.
   code    the files that this run can reach: research/train.py and the components that its config names, with all that they import; of each its syntax tree without
           docstrings, so that comments and layout do not count. The version of the package is in one of them. Libraries do not count; another minor version of
-          Python, which comes with another version of JAX, does.
+          Python, which comes with another version of JAX, does. Code that is edited under a sweep is noticed before the next run starts.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import research
@@ -46,18 +47,13 @@ def address(config: "ConfigDict", data_hash: str, code: str, after: str | None) 
   return _hash([plain, data_hash, code])[:12]
 
 
-def code_hash(config: "ConfigDict") -> str:
-  """Twelve hex digits of the code that a run of this config can reach."""
-  return _hash(sorted(reachable(config).items()))[:12]
+def code_hash(components: Iterable[str]) -> str:
+  """Twelve hex digits of the code that a run of these components can reach, as it stands on disk now."""
+  return _hash(sorted(reachable(components).items()))[:12]
 
 
-def reachable(config: "ConfigDict") -> dict[str, str]:
-  """Full name -> hash, of each module that a run of this config can import, far or near; installed libraries are left out."""
-  return _reachable(tuple(sorted(_components(config))))
-
-
-@functools.cache
-def _reachable(components: tuple[str, ...]) -> dict[str, str]:
+def reachable(components: Iterable[str]) -> dict[str, str]:
+  """Full name -> hash, of each module that a run of these components can import, far or near; installed libraries are left out."""
   found: dict[str, str] = {}
   left = [("research.train", ROOT)]
   for component in components:
@@ -66,25 +62,26 @@ def _reachable(components: tuple[str, ...]) -> dict[str, str]:
   while left:
     name, root = left.pop()
     if name not in found and (path := _file(name, root)):
-      found[name], imported = _read(name, path)
-      left += [(other, root) for other in (name.rpartition(".")[0], *imported)]
+      found[name], imported = _read(name, path, os.stat(path).st_mtime_ns)
+      left += [(other, root) for other in (name.rpartition(".")[0], *imported) if other not in found]
   return found
 
 
-def _components(config: Any) -> set[str]:
+def components(config: Any) -> frozenset[str]:
   """The names of all components of a config."""
   found = {config[configs.NAME]} if configs.NAME in config else set()
-  return found.union(*(_components(value) for value in config.values() if configs.is_config(value)))
+  return frozenset(found.union(*(components(value) for value in config.values() if configs.is_config(value))))
 
 
+@functools.cache
 def _file(name: str, root: str) -> str | None:
   path = os.path.join(root, *name.split("."))
   return next((file for file in (path + ".py", os.path.join(path, "__init__.py")) if os.path.isfile(file)), None)
 
 
 @functools.cache
-def _read(name: str, path: str) -> tuple[str, tuple[str, ...]]:
-  """The hash of a file's syntax tree, and what it imports: names of modules, and of what may be one."""
+def _read(name: str, path: str, changed: int) -> tuple[str, tuple[str, ...]]:
+  """The hash of a file's syntax tree, and what it imports: names of modules, and of what may be one. Read anew when it has `changed`."""
   with open(path, encoding="utf-8") as file:
     tree = ast.parse(file.read())
   imported = []

@@ -50,6 +50,7 @@ class Board:
       self._live.update(self._table(states), refresh=True)
 
   def _table(self, states: Mapping[str, str]):
+    from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
@@ -58,11 +59,11 @@ class Board:
     for run in self._runs:
       rows.setdefault((run.arm, run.tuned), {})[run.block] = run
     counts = " · ".join(f"{list(states.values()).count(state)} {state}" for state in COLOURS if state in states.values())
-    table = Table("arm", *(f"block {block}" for block in blocks), title=f"{self.metric} · {counts}", title_justify="left")
+    table = Table("arm", *(f"block {block}" for block in blocks))
     for (arm, tuned), found in rows.items():
       cells = [self._cell(found[block], states[found[block].address]) if block in found else Text() for block in blocks]
       table.add_row(Text(arm if tuned is None else f"{arm} [{tuned}]"), *cells)
-    return table
+    return Group(table, Text(f"{self.metric} · {counts}"))
 
   def _cell(self, run: Run, state: str):
     from rich.text import Text

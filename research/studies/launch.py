@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from research.core.errors import UserError
+from research.studies.address import code_hash
 from research.studies.board import DONE, ELSEWHERE, FAILED, RUNS, WAITS, Board
 from research.studies.runs import DATA, Run, evaluations, measured
 from research.studies.study import evaluation
@@ -108,7 +109,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int) -> Outcom
             board.say(f"FAILED {run}: the run that it starts from has failed")
           if states[run.address] != WAITS or before != DONE or len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
             continue
-          states[run.address], task = _look(run, root, board)
+          states[run.address], task = _look(run, root, board, starts=True)
           if task is not None and (holder := held(run.folder(root))):
             states[run.address] = ELSEWHERE
             board.say(f"waits  {run}: {holder} is writing to {run.folder(root)}")
@@ -133,10 +134,12 @@ def _first(run: Run, root: str) -> str:
   return WAITS
 
 
-def _look(run: Run, root: str, board: Board) -> tuple[str, Todo | None]:
+def _look(run: Run, root: str, board: Board, starts: bool = False) -> tuple[str, Todo | None]:
   """What a run is that nobody works on, and what it needs next."""
   try:
     tasks = left(run, root)
+    if tasks and starts and code_hash(run.components) != run.code_now:
+      raise UserError("the code was edited under the sweep; sweep again (with --keep_code, if no run that is done or under way would come out otherwise).")
   except UserError as error:
     board.say(f"FAILED {run}: {error}")
     return FAILED, None
@@ -146,7 +149,7 @@ def _look(run: Run, root: str, board: Board) -> tuple[str, Todo | None]:
 def _start(run: Run, task: Todo, root: str, devices: dict[str, str], board: Board) -> Child:
   make_folder(run, root)
   path = os.path.join(run.folder(root), LOG)
-  environment = {**os.environ, **devices}
+  environment = {**os.environ, **devices, "PYTHONUNBUFFERED": "1"}  # the log of a run that is killed is whole
   environment.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.abspath(root), "compilation_cache"))  # runs that differ in seeds are one program
   with open(path, "a", encoding="utf-8") as log:
     start = log.tell()

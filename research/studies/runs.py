@@ -57,7 +57,9 @@ class Run:
   address: str
   config_hash: str
   data_hash: str
-  code: str
+  code: str  # of the address
+  code_now: str  # what a sweep found on disk: another than `code` where it was told that this does not matter
+  components: frozenset[str]
   after: str | None  # the address of the run whose weights this one starts from
   evals: tuple[str, ...]
   tuned: Any = None  # the value that a run of tuning tries
@@ -120,10 +122,11 @@ class Ready:
       self._say(line)
 
   def _cost(self, cfg: Any, known: Known) -> Cost:
-    """Of a step, whatever its optimizer: an arm that changes nothing but numbers of the optimizer is not counted anew."""
-    from research.optim import optimizer
+    """Of a step; nothing else than this moves it, so arms that are alike in this are counted once."""
+    from research.data import text
+    from research.training import experiment
 
-    plain = dataclasses.replace(cfg, seed=0, steps=1000, init_from=None, optimizer=optimizer.Config(), data=dataclasses.replace(cfg.data, seed=0, directory=""))
+    plain = experiment.Config(batch_size=cfg.batch_size, microbatches=cfg.microbatches, model=cfg.model, objective=cfg.objective, data=text.Config(length=cfg.data.length))
     key = repr((plain, known.vocab.size, known.labels))
     if key not in self._costs:
       self._costs[key] = step_cost(plain, known)
@@ -166,8 +169,10 @@ class Ready:
       return self._made[key]
     overrides, config = resolved(study, arm, changes)
     evals = arm.evals if tried is None or study.tuning_metric.startswith("evaluations.") else ()
-    data, code = self._data(config).digest, address.code_hash(config)
-    made = Run(name, block, study.base, overrides, self.steps[i], address.address(config, data, code, before), configs.digest(config), data, code, before, evals, tried)
+    data, parts = self._data(config).digest, address.components(config)
+    code = address.code_hash(parts)
+    made = Run(name, block, study.base, overrides, self.steps[i], address.address(config, data, code, before), configs.digest(config), data, code, code, parts,
+               before, evals, tried)  # fmt: skip
     if old := self._old.get(_same(made.__dict__)):
       made = dataclasses.replace(made, address=old["address"], code=old["code"])
     self._made[key] = made

@@ -15,11 +15,11 @@ import pytest
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.overrides import flag, load
-from research.studies import address, runs, stages
+from research.studies import address, stages
 from research.studies.board import DONE, WAITS
 from research.studies.launch import Outcome, left
 from research.studies.runs import Ready, choose, measured
-from research.studies.study import Study, Tuning, arms_of, check, load_study
+from research.studies.study import Study, Tuning, arms_of, check, factors, load_study, resolved
 from tests.studies.common import leave, write_config
 
 PEAK, WIDTH = "optimizer.schedule.peak", "model.width"
@@ -33,21 +33,6 @@ def quiet(line):
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
   return write_config(tmp_path_factory.mktemp("config"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def each_model_is_traced_once():
-  made, kept = runs.step_cost, {}
-
-  def once(cfg, known):
-    key = repr((cfg, known.vocab.size))
-    if key not in kept:
-      kept[key] = made(cfg, known)
-    return kept[key]
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(runs, "step_cost", once)
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +140,7 @@ def test_the_arms_of_a_block_share_their_order_of_rows_and_nothing_is_named_twic
 
 
 def test_the_command_of_a_run_has_its_config(ready_of, base):
-  ready = ready_of(common={"log.every": 3, "model.attention.window": 8})
+  ready = ready_of(common={"log.every": 3})
   run = ready.runs()[3]
   words = shlex.split(run.command(ready.root))
   assert words[:3] == ["python", "-m", "research.train"] and words[3] == f"--config={base}" and words[4] == f"--workdir={run.folder(ready.root)}"
@@ -198,21 +183,17 @@ def test_the_warm_up_keeps_its_share_of_the_steps_unless_the_study_sets_it(ready
   assert warmups(steps=50, arms=[{}], common={"optimizer.schedule.warmup": 8}) == [8]
 
 
-def test_levels_are_what_stands_in_the_config_of_each_arm(ready_of):
-  arms = [{}, {"model.norm": "layer"}, {"objective": "causal_lm", "objective.z_loss": 0.1}, {"model.ffn": "dense", "model.ffn.activation": "gelu"}]
-  ready = ready_of(arms=arms)
-  assert [arm.name for arm in ready.arms][1] == "norm=layer" and ready.arms[0].name == "baseline"
-  plain = ready.configs[0]
-  assert ready.factors["objective.z_loss"] == [plain.objective.z_loss, 0.1] and "objective" not in ready.factors
-  assert ready.levels[0]["model.norm"] == plain.model.norm and ready.levels[1]["model.norm"] == "layer"
+def test_levels_are_what_stands_in_the_config_of_each_arm(base):
+  arms = [{}, {"model.norm": "layer"}, {"objective": "causal_lm", "objective.z_loss": 0.1}, {"objective": "masked_lm"}, {WIDTH: 16}]
+  study = Study("?", base, arms, steps=2)
+  found, levels = factors(arms_of(study), [resolved(study, arm)[1] for arm in arms_of(study)])
+  assert [arm.name for arm in arms_of(study)] == ["baseline", "norm=layer", "objective=causal_lm z_loss=0.1", "objective=masked_lm", "width=16"]
+  plain = load(base)
+  assert found == {"model.norm": [plain.model.norm, "layer"], "objective": ["causal_lm", "masked_lm"], "objective.z_loss": [plain.objective.z_loss, 0.1, None]}
+  assert levels[3] == {"model.norm": plain.model.norm, "objective": "masked_lm", "objective.z_loss": None} and levels[4] == levels[0]
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------------------
-
-
-def read_anew():
-  address._read.cache_clear()
-  address._reachable.cache_clear()
 
 
 @pytest.fixture
@@ -224,7 +205,6 @@ def outside(tmp_path, monkeypatch):
                      "objective": "import dataclasses\nfrom mine.helper import VALUE\n\n\n@dataclasses.dataclass(frozen=True)\nclass Config:\n  a: int = VALUE\n"}.items():  # fmt: skip
     (folder / f"{name}.py").write_text(text)
   monkeypatch.syspath_prepend(str(tmp_path))
-  read_anew()
   yield folder
   for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
     del sys.modules[name]
@@ -259,7 +239,7 @@ def test_a_run_that_ended_on_other_data_than_its_address_says_is_no_run_of_the_s
 
 
 def test_the_code_of_a_run_is_what_it_can_reach(base, outside):
-  plain, mine = load(base), load(base, ["objective=mine.objective"])
+  plain, mine = (address.components(load(base, overrides)) for overrides in ([], ["objective=mine.objective"]))
   reached = address.reachable(plain)
   assert {"research", "research.train", "research.training.step", "research.objectives.causal_lm", "research.model.ffn.dense", "research.data.sources.files"} <= reached.keys()
   assert not {"research.objectives.masked_lm", "research.model.ffn.moe", "research.sweep", "research.evaluate"} & reached.keys()
@@ -278,12 +258,11 @@ def test_the_code_of_a_run_is_what_it_can_reach(base, outside):
   ],
 )
 def test_the_address_changes_with_code_but_not_with_what_is_said_of_it(base, outside, file, old, new, counts):
-  plain, mine = load(base), load(base, ["objective=mine.objective"])
+  plain, mine = (address.components(load(base, overrides)) for overrides in ([], ["objective=mine.objective"]))
   before, others = address.code_hash(mine), address.code_hash(plain)
   path = outside / f"{file}.py"
   assert old in path.read_text()
   path.write_text(path.read_text().replace(old, new))
-  read_anew()
   assert (address.code_hash(mine) != before) == counts and address.code_hash(plain) == others
 
 
@@ -292,7 +271,7 @@ def test_keep_code_counts_what_only_other_code_has_made(ready_of, tmp_path, monk
   ready = ready_of(root)
   stages.save(ready, {}, [])
   before = {run.address for run in ready.runs()}
-  monkeypatch.setattr(address, "code_hash", lambda config: "other code")
+  monkeypatch.setattr(address, "code_hash", lambda parts: "other code")
   assert not before & {run.address for run in ready_of(root).runs()}
   kept = ready_of(root, keep_code=True)
   assert {run.address for run in kept.runs()} == before and {run.code for run in kept.runs()} == {run.code for run in ready.runs()}

@@ -1,4 +1,4 @@
-"""A study is run: by the real command, by real training in this process, and by stand-ins of it that fail, are killed or are told to stop."""
+"""A study is swept, its runs by stand-ins of research.train that fail, are killed or are told to stop; and once by the real command from outside."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import stat
 import subprocess
@@ -18,11 +19,11 @@ import types
 
 import pytest
 
-from research import sweep, train
+from research import sweep
 from research.core import config as configs
 from research.core.errors import UserError
+from research.studies import address, clusters, launch, stages
 from research.studies import board as boards
-from research.studies import clusters, launch, stages
 from research.studies.board import DONE, FAILED, WAITS, Board
 from research.studies.runs import Run
 from research.training.workdir import claimed
@@ -31,6 +32,7 @@ from tests.studies.common import leave, write_config
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 PEAK, WIDTH = "optimizer.schedule.peak", "model.width"
+CODE = address.code_hash(())
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -42,119 +44,11 @@ def study_file(tmp_path_factory):
     from research.studies.study import Study
 
     def get_study(seeds="2"):
-      arms = [{{"{PEAK}": peak, "{WIDTH}": width}} for peak in (1e-3, 3e-3) for width in (8, 16)]
+      arms = [{{"{PEAK}": peak, "{WIDTH}": width}} for peak in (1e-3, 3e-3) for width in (16, 32)]
       return Study("?", {write_config(folder)!r}, arms, seeds=int(seeds), steps=2, evals=("loss",))
     """
   (folder / "study.py").write_text(textwrap.dedent(text))
   return str(folder / "study.py")
-
-
-# --- real training -----------------------------------------------------------------------------------------------------------
-
-
-class InThisProcess:
-  """What subprocess.Popen gives, of a training that runs here and now."""
-
-  def __init__(self, words, stdout, **_):
-    self.command = words[1:]
-    if words[2] == "research.train":
-      for name in train.FLAGS:
-        train.FLAGS[name].unparse()
-      with contextlib.redirect_stdout(open(stdout.name, "a")):  # noqa: SIM115
-        self.returncode = train.main(words[3:])
-    else:  # an evaluation; what it scores is no matter here
-      workdir, name = (word.partition("=")[2] for word in words[3:5])
-      with open(os.path.join(workdir, "evaluations.json"), "w") as file:
-        json.dump({name: {"scores": {}, "settings": {"step": 2}}}, file)
-      self.returncode = 0
-
-  def poll(self):
-    return self.returncode
-
-
-@pytest.fixture(scope="module")
-def swept(study_file, tmp_path_factory):
-  """The whole study, its folder, and the commands that were started: at first, and when it was swept once more."""
-  folder, started = str(tmp_path_factory.mktemp("swept")), []
-
-  def popen(words, **more):
-    started.append(words)
-    return InThisProcess(words, **more)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(launch, "subprocess", types.SimpleNamespace(Popen=popen, DEVNULL=None, STDOUT=None))
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
-    found = []
-    for _ in range(2):
-      for name in sweep.FLAGS:
-        sweep.FLAGS[name].unparse()
-      out = io.StringIO()
-      with contextlib.redirect_stdout(out):
-        assert sweep.main([study_file, f"--workdir={folder}"]) == 0, out.getvalue()
-      found.append((len(started), pathlib.Path(folder, "study.json").read_text(), out.getvalue()))
-  return folder, started, found
-
-
-@pytest.mark.long
-def test_a_study_leaves_a_whole_run_for_each_arm_and_block(swept):
-  folder, started, ((_, text, out), _) = swept
-  record = json.loads(text)
-  assert len(record["runs"]) == 8 and "8 of 8 runs are done" in out and sorted(os.listdir(os.path.join(folder, "runs"))) == sorted(r["address"] for r in record["runs"])
-  arms = {arm["name"]: arm for arm in record["arms"]}
-  for run in record["runs"]:
-    workdir = pathlib.Path(folder, "runs", run["address"])
-    summary = json.loads((workdir / "summary.json").read_text())
-    assert (summary["config_hash"], summary["data_hash"], summary["step"]) == (run["config_hash"], run["data_hash"], 2)
-    assert all(summary[key] == arms[run["arm"]][key] for key in ("flops", "tokens", "parameters"))
-    assert configs.digest(configs.read(str(workdir / "config.json"))) == run["config_hash"]
-    assert "step 2/2" in (workdir / "log.txt").read_text() and os.path.samefile(workdir / "data", os.path.join(folder, "data"))
-    assert [line["step"] for line in interruptions.lines(str(workdir)) if line["split"] == "train"] == [1, 2]
-  trained = [words for words in started if words[2] == "research.train"]
-  assert [shlex.join(["python", *words[1:]]) for words in trained] == [run["command"] for run in record["runs"]]
-
-
-@pytest.mark.long
-def test_what_is_done_is_not_run_again(swept):
-  folder, started, ((first, text, _), (second, again, out)) = swept
-  assert first == second == 16 and text == again and "start" not in out and "8 of 8 runs are done" in out
-
-
-@pytest.mark.long
-def test_a_swept_study_tells_what_is_left_of_a_larger_one(swept, study_file, run):
-  """Another block: the eight runs keep their addresses, and four are left."""
-  folder, _, _ = swept
-  status, out, err = run(sweep, f"{study_file}:3", f"--workdir={folder}", "--launcher=commands", "--dry_run")
-  lines = out.splitlines()
-  assert status == 0 and len(lines) == 4 and "8 of 12 runs are done" in err
-  for line in lines:
-    training, and_then, evaluating = line.partition(" && ")
-    assert shlex.split(training)[:3] == ["python", "-m", "research.train"] and "--config.seed=2" in training and and_then
-    assert shlex.split(evaluating)[2:] == ["research.evaluate", shlex.split(training)[4], "--evals=loss"]
-
-
-@pytest.mark.long
-def test_the_real_command_is_killed_and_goes_on(study_file, tmp_path):
-  """One run. The sweep dies by SIGKILL when its run has just begun; the run lives on, and the same command waits for it and tells of it."""
-  path = tmp_path / "one.py"
-  path.write_text(f"import dataclasses\nfrom research.core.overrides import called\n\ndef get_study():\n  study = called({study_file!r}, 'study')\n"
-                  "  return dataclasses.replace(study, arms=study.arms[:1], seeds=1, evals=())\n")  # fmt: skip
-  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
-  command = [sys.executable, "-m", "research.sweep", str(path), f"--workdir={tmp_path / 'out'}"]
-  start = lambda: subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-  first = start()
-  for line in first.stdout:
-    if line.startswith("start"):
-      first.send_signal(signal.SIGKILL)
-  first.wait()
-  text = (tmp_path / "out" / "study.json").read_text()
-  second = start()
-  output, _ = second.communicate(timeout=300)
-  assert second.returncode == 0 and "1 of 1 runs are done" in output and "start" not in output, output
-  (run,) = json.loads(text)["runs"]
-  assert os.listdir(tmp_path / "out" / "runs") == [run["address"]] and (tmp_path / "out" / "study.json").read_text() == text
-  workdir = tmp_path / "out" / "runs" / run["address"]
-  assert (workdir / "log.txt").read_text().count("first step after") == 1
-  assert [line["step"] for line in interruptions.lines(str(workdir)) if line["split"] == "train"] == [1, 2]
 
 
 # --- stand-ins ---------------------------------------------------------------------------------------------------------------
@@ -194,8 +88,11 @@ STAND_IN = """
     os.kill(os.getppid(), int(signal.SIGTERM))
   if does in ("stop", "wait"):
     signal.pause()
+  data_hash = "d"
+  if os.path.exists(study := os.path.join(workdir, "..", "..", "study.json")):
+    data_hash = next(run["data_hash"] for run in json.load(open(study))["runs"] if run["address"] == os.path.basename(workdir))
   with open(workdir + "/summary.json", "w") as file:
-    json.dump({"step": int(words["config.steps"]), "data_hash": "d", "valid": {"loss": 1.5}}, file)
+    json.dump({"step": int(words["config.steps"]), "data_hash": data_hash, "valid": {"loss": 1.5}}, file)
   note("end")
 """
 
@@ -223,7 +120,7 @@ def stage(tmp_path, monkeypatch):
 
 
 def some(*widths, after=None, evals=()):
-  return [Run(f"width={w}", 0, "x.py", {WIDTH: w, "steps": 2}, 2, f"{w:012x}", "c", "d", "code", after and f"{after:012x}", evals) for w in widths]
+  return [Run(f"width={w}", 0, "x.py", {WIDTH: w, "steps": 2}, 2, f"{w:012x}", "c", "d", CODE, CODE, frozenset(), after and f"{after:012x}", evals) for w in widths]
 
 
 def local(stage, found, parallel=1, update=None):
@@ -285,6 +182,13 @@ def test_a_mistake_in_the_sweep_itself_leaves_no_run_behind(stage):
     with pytest.raises(RuntimeError, match="a defect"):
       local(stage, some(1), update=update)
   assert children[0].returncode == -signal.SIGKILL
+
+
+def test_no_run_starts_with_code_that_was_edited_under_the_sweep(stage, monkeypatch):
+  found = some(1, 2)
+  monkeypatch.setattr(launch, "code_hash", lambda parts: CODE if not os.path.exists(found[0].folder(stage.root)) else "edited")
+  outcome, said = local(stage, found)
+  assert list(outcome.states.values()) == [DONE, FAILED] and "width=2 · block 0: the code was edited under the sweep" in said and "start 2" not in stage.notes()
 
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stage):
@@ -350,7 +254,91 @@ def test_the_table_has_a_row_for_each_arm_and_a_column_for_each_block(stage):
   assert all(part in text for part in ("block 0", "width=1", "1.2500", "1/2 3.500", "failed", "1 done")), text
 
 
-# --- the command, and what is handed on --------------------------------------------------------------------------------------
+# --- the command -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(study_file, one_device, tmp_path_factory):
+  """A folder in which a dry run of the study has prepared the data, and what it printed."""
+  root, out, err = str(tmp_path_factory.mktemp("prepared")), io.StringIO(), io.StringIO()
+  for name in sweep.FLAGS:
+    sweep.FLAGS[name].unparse()
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    assert sweep.main([study_file, f"--workdir={root}", "--dry_run"]) == 0
+  return root, out.getvalue(), err.getvalue()
+
+
+def test_a_dry_run_prints_costs_and_commands_and_runs_nothing(prepared):
+  root, out, err = prepared
+  assert os.listdir(root) == ["data"] and len(out.splitlines()) == 8 and "0 of 8 runs are done" in err and "equal steps (2 each)" in err
+  for line in out.splitlines():
+    training, _, evaluating = line.partition(" && ")
+    assert shlex.split(training)[:3] == ["python", "-m", "research.train"]
+    assert shlex.split(evaluating)[2:] == ["research.evaluate", shlex.split(training)[4], "--evals=loss"]
+
+
+def test_a_study_is_swept_once_and_what_is_done_is_not_run_again(stage, prepared, study_file, run, tmp_path):
+  """The real command with the real study; what it starts are stand-ins."""
+  shutil.copytree(prepared[0], tmp_path / "out")
+  command = [study_file, f"--workdir={tmp_path / 'out'}", "--parallel=2"]
+  status, out, _ = run(sweep, *command)
+  text = (tmp_path / "out" / "study.json").read_text()
+  record, notes = json.loads(text), stage.notes()
+  assert status == 0 and "8 of 8 runs are done" in out and out.count("\ndone") == 16  # each training and each evaluation
+  assert sorted(os.listdir(tmp_path / "out" / "runs")) == sorted({run["address"] for run in record["runs"]}) and len(record["runs"]) == 8
+  assert [sum(line.startswith(what) for line in notes) for what in ("start", "end", "evaluate")] == [8, 8, 8]
+  assert all(os.path.samefile(tmp_path / "out" / "runs" / run["address"] / "data", tmp_path / "out" / "data") for run in record["runs"])
+  dry = [line.partition(" && ")[0].replace(prepared[0], str(tmp_path / "out")) for line in prepared[1].splitlines()]
+  assert dry == [run["command"] for run in record["runs"]]
+  status, out, _ = run(sweep, *command)
+  assert status == 0 and "8 of 8 runs are done" in out and "start" not in out and stage.notes() == [] and (tmp_path / "out" / "study.json").read_text() == text
+  status, out, err = run(sweep, study_file + ":3", *command[1:], "--launcher=commands")  # a third block: the others keep their addresses
+  assert status == 0 and len(out.splitlines()) == 4 and "8 of 12 runs are done" in err and all("--config.seed=2 " in line for line in out.splitlines())
+
+
+def test_a_failed_run_makes_a_failed_sweep_and_the_others_are_done(stage, prepared, study_file, run, tmp_path):
+  shutil.copytree(prepared[0], tmp_path / "out")
+  stage.do({16: "fail"})
+  status, out, _ = run(sweep, study_file + ":1", f"--workdir={tmp_path / 'out'}")
+  assert status == 1 and "2 of 4 runs are done, 2 have failed; the same command tries these again" in out and "  | error: no luck" in out
+  stage.do({16: "stop"})
+  status, out, _ = run(sweep, study_file + ":1", f"--workdir={tmp_path / 'out'}")
+  assert status == 143 and "stopped by SIGTERM: 2 of 4 runs are done" in out and "the same command goes on" in out
+
+
+@pytest.mark.long
+def test_the_real_command_is_killed_and_goes_on(study_file, prepared, run, tmp_path):
+  """One run, really trained. The sweep dies by SIGKILL when its run has just begun; the run lives on, and the same command waits for it and tells of it."""
+  folder, path = tmp_path / "out", tmp_path / "one.py"
+  shutil.copytree(prepared[0], folder)
+  path.write_text(f"import dataclasses\nfrom research.core.overrides import called\n\ndef get_study():\n  study = called({study_file!r}, 'study')\n"
+                  "  return dataclasses.replace(study, arms=study.arms[:1], seeds=1, evals=())\n")  # fmt: skip
+  environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"}
+  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  first = subprocess.Popen([sys.executable, "-m", "research.sweep", str(path), f"--workdir={folder}"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+  for line in first.stdout:
+    if line.startswith("start"):
+      first.send_signal(signal.SIGKILL)
+      break
+  first.wait()
+  text = (folder / "study.json").read_text()
+  record, found = json.loads(text), folder / "runs"
+  (workdir,) = found.iterdir()
+  with subprocess.Popen(["tail", "--follow", "--lines=+1", workdir / "log.txt"], stdout=subprocess.PIPE, text=True) as log:
+    assert "parameters" in log.stdout.readline()  # by now it has claimed its folder
+    log.terminate()
+  status, out, _ = run(sweep, path, f"--workdir={folder}")
+  assert status == 0 and "1 of 1 runs are done" in out and "start" not in out, out
+  assert [path.name for path in found.iterdir()] == [record["runs"][0]["address"]] and (folder / "study.json").read_text() == text
+  assert (workdir / "log.txt").read_text().count("first step after") == 1 and (folder / "compilation_cache").is_dir()
+  assert [line["step"] for line in interruptions.lines(str(workdir)) if line["split"] == "train"] == [1, 2]
+  summary = json.loads((workdir / "summary.json").read_text())
+  assert (summary["config_hash"], summary["data_hash"], summary["step"]) == (record["runs"][0]["config_hash"], record["runs"][0]["data_hash"], 2)
+  assert all(summary[key] == record["arms"][0][key] for key in ("flops", "tokens", "parameters"))
+  assert configs.digest(configs.read(str(workdir / "config.json"))) == summary["config_hash"]
+
+
+# --- what is handed on -------------------------------------------------------------------------------------------------------
 
 
 def test_a_second_sweep_of_a_folder_is_refused(fails, study_file, tmp_path):
@@ -376,7 +364,7 @@ NASTY = {"model.norm": "$(touch pwned)", "a.b": "`touch pwned`;touch pwned&", "c
 def nasty(tmp_path, monkeypatch):
   """Runs whose values would do harm to a shell that read them, in a folder of their own."""
   monkeypatch.chdir(tmp_path)
-  yield [Run(f"arm {i}", 0, "configs/x.py", {**NASTY, "seed": i}, 2, f"{i:012x}", "c", "d", "code", None, ()) for i in range(2)]
+  yield [Run(f"arm {i}", 0, "configs/x.py", {**NASTY, "seed": i}, 2, f"{i:012x}", "c", "d", CODE, CODE, frozenset(), None, ()) for i in range(2)]
   assert not list(tmp_path.rglob("pwned*")) and not list(ROOT.glob("pwned*"))
 
 
