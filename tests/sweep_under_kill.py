@@ -2,7 +2,7 @@
 
   python -m tests.sweep_under_kill --kills=10          prints the table
 
-A study of 2 arms × 2 blocks is swept undisturbed. The same is swept in another folder and killed at random moments, in turn: the sweep alone by SIGKILL (its runs live on),
+A study of 2 arms × 3 blocks is swept undisturbed. The same is swept in another folder and killed at random moments, in turn: the sweep alone by SIGKILL (its runs live on),
 the sweep and its runs by SIGKILL (a machine that goes down), the sweep by SIGTERM; and started again each time. Compared at the end: study.json, byte by byte; the folders
 of the runs; and of each run all arrays of its last checkpoint, bit by bit, the lines of metrics.jsonl but for times, and what counts in summary.json. The test suite kills
 one sweep once, and many stand-ins of runs (tests/studies/sweep_test.py).
@@ -11,6 +11,7 @@ one sweep once, and many stand-ins of runs (tests/studies/sweep_test.py).
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pathlib
 import random
@@ -28,7 +29,7 @@ STUDY = """
 from research.studies.study import Study
 
 def get_study():
-  return Study("Does width matter?", "tiny.py", [{"model.width": 16}, {"model.width": 32}], seeds=2, steps=600)
+  return Study("Does width matter?", "tiny.py", [{"model.width": 16}, {"model.width": 32}], seeds=3, steps=600, name="width")
 """
 COUNTS = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "config_hash", "data_hash", "version", "skipped", "stopped_by")
 
@@ -92,6 +93,7 @@ def same(whole: str, broken: str) -> list[str]:
 
 
 def main(kills: int = 10, seed: int = 0) -> int:
+  logging.getLogger("absl").setLevel(logging.ERROR)
   rng = random.Random(seed)
   with tempfile.TemporaryDirectory() as top:
     folders = [os.path.join(top, name) for name in ("whole", "broken")]
@@ -105,7 +107,7 @@ def main(kills: int = 10, seed: int = 0) -> int:
     print(f"uninterrupted: {seconds:.1f} s\n{'kill':>4}  {'what':<9}{'after, s':>9}{'runs under way':>16}  last line", flush=True)
     done = 0
     while done < kills:
-      found = kill(folders[1], HOW[done % 3], rng.uniform(2, max(10.0, seconds / 3)))
+      found = kill(folders[1], HOW[done % 3], seconds * rng.uniform(0.05, 0.25))
       if found is None:
         print(f"it has ended after {done} kills: there is nothing left to kill; take more steps", flush=True)
         break
