@@ -125,7 +125,8 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
       values = loss.run(jax.jit(loss.make_step(run.apply, run.objective)), run.params, run.objective, rows, batch_size, mesh,
                         jax.random.key(run.cfg.seed + 1), run.step)  # fmt: skip
       scores = {score: {"value": value} for score, value in values.items()}
-    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows), **({"cut": rows.cut} if hasattr(rows, "cut") else {}), **more}}
+    results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows), **({"cut": rows.cut} if hasattr(rows, "cut") else {}),
+                                              **({"pairs_each": most} if most is not None else {}), **more}}  # fmt: skip
   path = os.path.join(workdir, "evaluations.json")
   kept = json.load(open(path, encoding="utf-8")) if os.path.isfile(path) else {}  # noqa: SIM115
   for name, entry in results.items():

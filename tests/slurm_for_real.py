@@ -1,17 +1,18 @@
 """launch/slurm.sh on a real SLURM: a run that is told to stop is requeued, resumes, and ends bit-equal to one left alone.
 
-  python -m tests.slurm_for_real [--only=stop|array]     prints the comparisons
+  python -m tests.slurm_for_real [--only=stop|array|study]     prints the comparisons
 
 Starts munged, slurmctld and slurmd on this machine, as its only node, with everything below a temporary folder, and ends them afterwards. Needs
 root and Debian's slurm-wlm and munge (`apt-get install slurm-wlm munge`); says so and does nothing without. Runs are made by the Python of
 launch/setup.sh. In `stop`, two tasks with two simulated devices each form one mesh. In `array`, of two runs of an array one is
-requeued by scontrol and one cancelled; the same command, submitted again, ends both.
+requeued by scontrol and one cancelled; the same command, submitted again, ends both. In `study`, research.sweep hands on six runs, of which one is requeued and one cancelled.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -170,6 +171,38 @@ def array(folder: str, config: str) -> int:
   return int(reached[0] != STEPS or reached[1] >= STEPS or tiny.checkpoints(f"{folder}/run 1")[0][-1] != STEPS) + tiny.report(f"{folder}/run 2", f"{folder}/run 0")
 
 
+def study(folder: str, config: str) -> int:
+  """Six runs: the first is requeued and the second cancelled while they train. The same sweep submits the second again and nothing else."""
+  path, root = pathlib.Path(folder, "study.py"), os.path.join(folder, "study")
+  path.write_text(f"from research.studies.study import Study\n\ndef get_study():\n"
+                  f"  return Study('?', {config!r}, [{{'model.width': width}} for width in (8, 16, 24)], seeds=2, steps=600)\n")  # fmt: skip
+  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+
+  def sweep() -> tuple[str, dict[str, str]]:
+    command = [sys.executable, "-m", "research.sweep", str(path), f"--workdir={root}", "--launcher=slurm"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = json.loads(pathlib.Path(root, "slurm.json").read_text())
+    return done.stdout.strip().splitlines()[-1], {job: os.path.join(root, "runs", address) for address, job in jobs.items()}
+
+  steps = lambda workdir: max(tiny.checkpoints(workdir)[0], default=0)
+  print("a study:", (found := sweep())[0])
+  job = next(iter(found[1])).partition("_")[0]
+  for task, command in ((0, ("scontrol", "requeue")), (1, ("scancel",))):
+    under_way(found[1][f"{job}_{task}"], f"{job}_{task}")
+    output(*command, f"{job}_{task}")
+  wait(job)
+  cancelled = found[1][f"{job}_1"]
+  print(f"run 0 requeued, run 1 cancelled at step {steps(cancelled)}; the same command:", (again := sweep())[0])
+  anew = {job: workdir for job, workdir in again[1].items() if job not in found[1]}
+  wait(next(iter(anew)).partition("_")[0])
+  last, _ = sweep()
+  print(f"submitted again: {len(anew)}, which was {'' if list(anew.values()) == [cancelled] else 'NOT '}the cancelled one; the same command:", last)
+  twice = [workdir for workdir in found[1].values() if len(set(at := [(line["step"], line["split"]) for line in tiny.lines(workdir)])) < len(at)]
+  print(f"runs: {len(os.listdir(os.path.join(root, 'runs')))}, with a line of metrics twice: {len(twice)}", flush=True)
+  return int(list(anew.values()) != [cancelled] or "6 of 6 runs are done" not in last or bool(twice) or len(os.listdir(os.path.join(root, "runs"))) != 6)
+
+
 def main(parts: list[str]) -> int:
   if missing := [name for name in PROGRAMS if not shutil.which(name)]:
     print(f"skipped: {', '.join(missing)} not found; install Debian's slurm-wlm and munge.")
@@ -180,12 +213,12 @@ def main(parts: list[str]) -> int:
   with tempfile.TemporaryDirectory() as folder, slurm(folder):
     os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(folder, "cache")
     config = tiny.write_config(folder)
-    wrong = {"stop": stopped, "array": array}
+    wrong = {"stop": stopped, "array": array, "study": study}
     return int(sum(wrong[part](folder, config) for part in parts) > 0)
 
 
 if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=["stop", "array"])
+  parser.add_argument("--only", choices=["stop", "array", "study"])
   only = parser.parse_args().only
-  sys.exit(main([only] if only else ["stop", "array"]))
+  sys.exit(main([only] if only else ["stop", "array", "study"]))

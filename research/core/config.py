@@ -14,6 +14,7 @@ loads a component from outside the package. Nothing has to be registered.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib
 import json
@@ -168,9 +169,11 @@ def typed(config: Any, path: str = "") -> Any:
     raise UserError(f"config '{path.rstrip('.') or config[NAME]}': {error}") from error
 
 
+@functools.cache
 def annotations(cls: type) -> dict[str, Any]:
   """Field -> its type."""
-  return {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+  hints = typing.get_type_hints(cls)
+  return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
 def _coerce(value: Any, hint: Any, path: str) -> Any:

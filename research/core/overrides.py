@@ -38,29 +38,40 @@ def load(path: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> "Confi
   if os.path.isdir(path) and os.path.isfile(os.path.join(path, "config.json")):
     config = read(os.path.join(path, "config.json"))
   else:
-    file, _, argument = path.partition(":")
-    if not os.path.isfile(file):
-      folder = os.path.dirname(file) or "."
-      others = [os.path.join(os.path.dirname(file), f) for f in os.listdir(folder) if f.endswith(".py")] if os.path.isdir(folder) else []
-      raise UserError(f"no config file '{file}'.{nearest(file, others)}")
-    spec = importlib.util.spec_from_file_location("config_" + hashlib.sha1(os.path.abspath(file).encode()).hexdigest()[:8], file)
-    module = importlib.util.module_from_spec(spec)
-    root = os.path.dirname(os.path.dirname(os.path.abspath(file)))
-    if root not in sys.path:  # so that a config file can build on its neighbours: `from configs import base`
-      sys.path.append(root)
-    arguments = (argument,) if argument else ()
-    try:
-      spec.loader.exec_module(module)
-      if not hasattr(module, "get_config"):
-        raise UserError(f"config file '{file}' defines no get_config().")
-      if not _accepts(module.get_config, arguments):
-        raise UserError(f"config file '{file}' takes no argument: leave out ':{argument}'." if arguments else f"config file '{file}' needs an argument: {file}:ARGUMENT.")
-      config = module.get_config(*arguments)
-    except (AttributeError, KeyError) as error:  # a mistyped key on a locked ConfigDict
-      raise UserError(f"config file '{file}'{_mistake(error, file)}") from error
+    config = called(path, "config")
     if not is_config(config):
-      raise UserError(f"get_config() of config file '{file}' returns no config: end it with return use(…).")
+      raise UserError(f"get_config() of config file '{path.partition(':')[0]}' returns no config: end it with return use(…).")
   return resolve(config, overrides)
+
+
+def called(path: str, kind: str) -> Any:
+  """What `get_<kind>()` of a Python file returns; of `file.py:argument`, `get_<kind>(argument)`.
+
+  Raises:
+    UserError: no such file or function, an argument too many or missing, or a mistyped key in the file; the message names its line.
+  """
+  file, _, argument = path.partition(":")
+  if not os.path.isfile(file):
+    folder = os.path.dirname(file) or "."
+    others = [os.path.join(os.path.dirname(file), f) for f in os.listdir(folder) if f.endswith(".py")] if os.path.isdir(folder) else []
+    raise UserError(f"no {kind} file '{file}'.{nearest(file, others)}")
+  spec = importlib.util.spec_from_file_location(f"{kind}_" + hashlib.sha1(os.path.abspath(file).encode()).hexdigest()[:8], file)
+  module = importlib.util.module_from_spec(spec)
+  root = os.path.dirname(os.path.dirname(os.path.abspath(file)))
+  if root not in sys.path:  # so that a config file can build on its neighbours: `from configs import base`
+    sys.path.append(root)
+  arguments, name = (argument,) if argument else (), f"get_{kind}"
+  try:
+    spec.loader.exec_module(module)
+    if not hasattr(module, name):
+      raise UserError(f"{kind} file '{file}' defines no {name}().")
+    if not _accepts(getattr(module, name), arguments):
+      raise UserError(f"{kind} file '{file}' takes no argument: leave out ':{argument}'." if arguments else f"{kind} file '{file}' needs an argument: {file}:ARGUMENT.")
+    return getattr(module, name)(*arguments)
+  except (AttributeError, KeyError, TypeError) as error:  # a mistyped key on a locked ConfigDict, or argument of a call
+    if isinstance(error, TypeError) and list(traceback.walk_tb(error.__traceback__))[-1][0].f_code.co_filename != file:
+      raise
+    raise UserError(f"{kind} file '{file}'{_mistake(error, file)}") from error
 
 
 def _accepts(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
@@ -85,7 +96,7 @@ def _mistake(error: Exception, file: str) -> str:
 def resolve(config: "ConfigDict", overrides: Iterable[str] | Mapping[str, Any] = ()) -> "ConfigDict":
   """A checked, locked copy of `config` with overrides applied: component swaps first, outermost first, then single keys."""
   config = config.copy_and_resolve_references()
-  pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [_split(item) for item in overrides]
+  pairs = list(overrides.items()) if isinstance(overrides, Mapping) else [split(item) for item in overrides]
   swaps, keys = [], []
   for path, value in pairs:
     (swaps if isinstance(value, str) and _is_component(config, path, pairs) else keys).append((path, value))
@@ -125,7 +136,8 @@ def _put(parent: "ConfigDict", key: str, value: Any) -> None:
     parent[key] = value
 
 
-def _split(item: str) -> tuple[str, Any]:
+def split(item: str) -> tuple[str, Any]:
+  """Key and value of `--config.key=value` or `key=value`."""
   path, equals, text = item.partition("=")
   path = path.lstrip("-").removeprefix("config.")
   if not equals:
@@ -134,6 +146,28 @@ def _split(item: str) -> tuple[str, Any]:
     return path, ast.literal_eval(text)
   except (ValueError, SyntaxError):
     return path, {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def flag(path: str, value: Any) -> str:
+  """`--config.path=value`, from which `load` reads that very value."""
+  value = value.item() if hasattr(value, "item") else value  # of numpy
+  if value is None:
+    text = "none"
+  elif isinstance(value, str) and value.isprintable() and split(f"{path}={value}")[1] == value and value.lower() != "none":
+    text = value
+  elif is_config(value) or not _is_literal(repr(value)):
+    raise UserError(f"override '{path}' is {str(value)[:80]!r}, which no flag can say: swap a component by its name and set its keys by theirs.")
+  else:
+    text = repr(value)
+  return f"--config.{path}={text}"
+
+
+def _is_literal(text: str) -> bool:
+  try:
+    ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return False
+  return True
 
 
 def _is_component(config: "ConfigDict", path: str, pairs: list[tuple[str, Any]]) -> bool:

@@ -40,6 +40,7 @@ from research.training.step import make_train_step
 from research.training.stop import Stop
 from research.training.workdir import claimed
 
+SUMMARY = "summary.json"
 STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
 
 
@@ -204,11 +205,9 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
       + meshes.describe(meshes.shape(run.mesh))
       + f" · {devices[0].device_kind}" + (f" · resumed at step {start}" if meta else ""))  # fmt: skip
 
-  finished = os.path.join(workdir, "summary.json")
-  if start >= cfg.steps and os.path.isfile(finished):
+  if start >= cfg.steps and (summary := read_summary(workdir)).get("step", 0) >= cfg.steps:
     say(f"finished at step {start} already")
-    with open(finished, encoding="utf-8") as file:
-      return json.load(file)
+    return summary
 
   data, spec = configs.module(cfg.data), run.objective.element_spec
   train_rows, valid_rows = data.train_rows(run.prepared, cfg.data, spec), data.valid_rows(run.prepared, cfg.data, spec)
@@ -223,7 +222,6 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   board = monitor.Monitor(workdir, cfg.log, cfg.steps, start, say) if leads else monitor.Mute()
   alarms = Alarms(base_name, base.get("loss"))
   valid: dict[str, float] = {}
-  last: dict[str, float] = {}
   first_step = None
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
@@ -235,7 +233,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
 
     def report() -> None:
       """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
-      nonlocal pending, mark, counted, last
+      nonlocal pending, mark, counted
       if pending is None:
         return
       at, metrics = pending
@@ -246,7 +244,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
         values |= {"tokens_per_second": counted * cfg.batch_size * tokens / seconds} if tokens else {"images_per_second": counted * cfg.batch_size / seconds}
         if peak[0]:
           values["mfu"] = counted * work / seconds / (peak[0] * devices.size)
-      counted, last = 0, values
+      counted = 0
       board.write(at, "train", values)
       for line in alarms.train(values):
         board.say(line)
@@ -264,11 +262,13 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
 
     if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
       save(None)
+    if start >= cfg.steps:  # killed between the last checkpoint and the summary
+      work = model_flops(run, train_step.trace(state, batch_of(start)).jaxpr)
     for batch in batches:
       if compiled is None:  # one trace serves the count of operations and the compilation
         clock.enter("compile")
         traced = train_step.trace(state, batch)
-        work = flops.count_jaxpr(traced.jaxpr).total - update_flops(run)
+        work = model_flops(run, traced.jaxpr)
         compiled = traced.lower().compile()
         clock.enter("train")
       if step in profile and step == profile.start:
@@ -320,16 +320,32 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   stopped_by = None if step == cfg.steps else signal.Signals(stop.signal).name
   if not leads:
     return {"step": step, "stopped_by": stopped_by}
-  summary = _summary(run, config, workdir, step, last, work, devices)
+  summary = _summary(run, config, workdir, step, work, devices)
   summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "baseline": base_name,
               "skipped": int(guard.skipped(state.opt_state)), "stopped_by": stopped_by}  # fmt: skip
   summary |= {"goodput": watch.goodput(clock.seconds()), "seconds": clock.seconds()}
   summary |= {**({"cut": cut} if cut else {}), **({"alarms": alarms.said} if alarms.said else {})}
   summary |= {base_name: base} if base_name else {}
-  with open(os.path.join(workdir, "summary.json"), "w", encoding="utf-8") as file:
+  path = os.path.join(workdir, SUMMARY)
+  with open(path + ".tmp", "w", encoding="utf-8") as file:
     json.dump(summary, file, indent=2)
+  os.replace(path + ".tmp", path)
   monitor.draw(workdir, os.path.join(workdir, "loss.png"), {base_name: base["loss"]} if base_name else {})
   return summary
+
+
+def read_summary(workdir: str) -> dict[str, Any]:
+  """What a run has left in `summary.json`; empty where it has left nothing yet."""
+  try:
+    with open(os.path.join(workdir, SUMMARY), encoding="utf-8") as file:
+      return json.load(file)
+  except (FileNotFoundError, ValueError):  # not there, or cut off by a full disk
+    return {}
+
+
+def model_flops(run: Run, jaxpr: Any, credit_recompute: bool = False) -> float:
+  """Operations of a step of the model, of what `jitted_step(run).trace(…).jaxpr` gave; those of the optimizer are left out."""
+  return flops.count_jaxpr(jaxpr, credit_recompute).total - update_flops(run)
 
 
 def update_flops(run: Run) -> float:
@@ -345,16 +361,17 @@ def _eval_batch_size(cfg: experiment.Config, mesh) -> int:
   return -(-(cfg.evaluate.batch_size or cfg.batch_size) // parts) * parts
 
 
-def _summary(run: Run, config, workdir: str, step: int, last: dict[str, float], work: float, devices) -> dict[str, Any]:
+def _summary(run: Run, config, workdir: str, step: int, work: float, devices) -> dict[str, Any]:
   lines = monitor.read_metrics(workdir)
   of = lambda split: [{k: v for k, v in line.items() if k != "split"} for line in lines if line["split"] == split]
   train_lines, valid_lines = of("train"), of("valid")
+  last = train_lines[-1] if train_lines else {}
   best = min(valid_lines, key=lambda line: line["loss"], default=None)
   import research
 
   return {
       "step": step,
-      "train": train_lines[-1] if train_lines else None,
+      "train": last or None,
       "valid": valid_lines[-1] if valid_lines else None,
       "best": best and {"step": best["step"], "valid": best},
       "parameters": size(run.state.params),

@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from research.core import flops
 from research.core.errors import UserError
 from research.core.trees import size
 from research.core.types import Batch, Vocab
@@ -127,7 +126,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
   run = loop.assemble(cfg, Imagined(vocabulary(cfg.data, vocab_size)), mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
     traced = loop.jitted_step(run).trace(run.state, batch(run))
-    model, executed = (flops.count_jaxpr(traced.jaxpr, credit_recompute=credit).total - loop.update_flops(run) for credit in (False, True))
+    model, executed = (loop.model_flops(run, traced.jaxpr, credit_recompute=credit) for credit in (False, True))
     started, said, over, compiled = time.perf_counter(), [], None, None
     lowered = traced.lower()
     try:

@@ -35,3 +35,16 @@ def claimed(workdir: str) -> Iterator[None]:
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     yield
+
+
+def held(workdir: str) -> str | None:
+  """Who has claimed the folder ('process 7 on host'); None: nobody has, or its file system cannot tell."""
+  try:
+    with open(os.path.join(workdir, LOCK), "r+", encoding="utf-8") as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError as error:
+        return (file.read().strip() or "another process") if error.errno in (errno.EWOULDBLOCK, errno.EACCES) else None
+  except FileNotFoundError:
+    pass
+  return None

@@ -186,6 +186,17 @@ def test_a_run_that_is_finished_says_so(whole, data):
   assert again == json.loads(json.dumps(summary)) and any("finished at step 12" in line for line in said)
 
 
+@pytest.mark.parametrize("left", [None, '{"step": 4, "stopped_by": "SIGTERM"}', '{"step": 12, "tra'], ids=["none", "of an earlier stop", "cut off"])
+def test_a_run_killed_after_its_last_checkpoint_gets_its_summary(whole, data, tmp_path, left):
+  workdir, summary = copy(whole, tmp_path), whole("causal_lm")[1]
+  path = pathlib.Path(workdir, "summary.json")
+  path.unlink() if left is None else path.write_text(left)
+  again = loop.train(tiny(data, "causal_lm", "log.tensorboard=true"), workdir, quiet)
+  assert again == json.loads(path.read_text()) and again["stopped_by"] is None and again["flops"] > 0
+  same = ("step", "train", "valid", "best", "tokens", "flops", "tokens_per_second", "mfu", "config_hash", "data_hash")
+  assert {key: again[key] for key in same} == {key: summary[key] for key in same}
+
+
 def test_harmless_changes_are_told_and_taken(whole, data, tmp_path):
   workdir = copy(whole, tmp_path, keep=8)
   said = []

@@ -1,0 +1,206 @@
+"""Runs of a study in processes of this machine, so many at a time.
+
+What has been done stands in the workdirs and nowhere else: `left` reads there what a run still needs, and a sweep that is started again asks the same. What is done is
+not run again; what was killed goes on, since the same command of research.train does; what failed is shown, and does not stop the others.
+A run that another process is writing to (one that outlived its sweep, a job of a cluster) is waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from research.core.errors import UserError
+from research.studies.address import code_hash
+from research.studies.board import DONE, ELSEWHERE, FAILED, RUNS, WAITS, Board
+from research.studies.results import LOG
+from research.studies.runs import DATA, Run, evaluations, measured
+from research.studies.study import evaluation
+from research.training.loop import read_summary
+from research.training.stop import Stop
+from research.training.workdir import held
+
+SHOWN = 12  # lines of a failed run's log
+TICK = 0.1  # seconds between two looks
+
+
+class Todo(NamedTuple):
+  what: str  # 'training', or the name of an evaluation
+  words: list[str]  # what follows `python -m`
+
+
+class Outcome(NamedTuple):
+  states: dict[str, str]  # address -> DONE, FAILED, or what it was when the sweep was told to stop
+  signal: int | None = None  # that told it to stop
+  pending: bool = False  # the runs have been handed on, to end some time later
+
+
+class Child(NamedTuple):
+  run: Run
+  what: str
+  process: subprocess.Popen
+  devices: dict[str, str]
+  log: str
+  start: int  # of its part of the log
+  began: float
+
+
+def left(run: Run, root: str) -> list[Todo]:
+  """The commands that a run still needs, one after the other; none: it is done.
+
+  Raises:
+    UserError: it was trained on other data than the study's.
+  """
+  summary, found = read_summary(run.folder(root)), evaluations(run, root)
+  trained = summary.get("step") == run.steps
+  if trained and summary["data_hash"] != run.data_hash:
+    raise UserError(f"it was trained on other data (hash {summary['data_hash']}) than the study's ({run.data_hash}): a file changed while the study ran; sweep again.")
+  tasks = [] if trained else [Todo("training", ["research.train", *run.arguments(root)])]
+  for text in run.evals:
+    name, flags = evaluation(text)
+    of, at = (f" of {flags['data']}" if "data" in flags else ""), (f" at step {flags['step']}" if "step" in flags else "")
+    settings = found.get(name + of + at, {}).get("settings", {})
+    if not trained or settings.get("step") != int(flags.get("step", run.steps)) or str(settings.get("pairs_each")) != flags.get("pairs", "None"):
+      words = ["research.evaluate", f"--workdir={run.folder(root)}", f"--evals={name}", *(f"--{key}={value}" for key, value in flags.items())]
+      tasks.append(Todo(name + of + at, words))
+  return tasks
+
+
+def make_folder(run: Run, root: str) -> None:
+  """The run's workdir, with the data that are prepared already. A link, not data.directory: the config stays that of the run alone, and the study can be moved."""
+  os.makedirs(run.folder(root), exist_ok=True)
+  if not os.path.lexists(link := os.path.join(run.folder(root), DATA)):
+    os.symlink(os.path.join("..", "..", DATA), link)
+
+
+def local(runs: Sequence[Run], root: str, board: Board, parallel: int) -> Outcome:
+  """Brings all runs to their end, `parallel` at a time; SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them.
+
+  Raises:
+    UserError: there are GPUs, and `parallel` runs cannot share them evenly.
+  """
+  free, children, told = shares(parallel), [], None
+  states = {run.address: _first(run, root) for run in runs}
+  try:
+    with board, Stop() as stop:
+      while True:
+        for child in [child for child in children if child.process.poll() is not None]:
+          children.remove(child)
+          free.append(child.devices)
+          states[child.run.address] = _ended(child, root, told is not None, board)
+        if stop.signal is not None and told is None:
+          told = stop.signal
+          board.say(f"told to stop by {signal.Signals(told).name}: {len(children)} runs save")
+          for child in children:
+            child.process.terminate()
+        for run in runs if told is None else ():
+          if states[run.address] == ELSEWHERE and held(run.folder(root)) is None:
+            states[run.address] = WAITS
+          before = states.get(run.after, DONE)
+          if states[run.address] == WAITS and before == FAILED:
+            states[run.address] = FAILED
+            board.say(f"FAILED {run}: the run that it starts from has failed")
+          if states[run.address] != WAITS or before != DONE or len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
+            continue
+          states[run.address], task = _look(run, root, board, starts=True)
+          if task is not None and (holder := held(run.folder(root))):
+            states[run.address] = ELSEWHERE
+            board.say(f"waits  {run}: {holder} is writing to {run.folder(root)}")
+          elif task is not None:
+            states[run.address] = RUNS
+            children.append(_start(run, task, root, free.pop(), board))
+        board.update(states)
+        if not children and (told is not None or not {WAITS, ELSEWHERE} & set(states.values())):
+          return Outcome(states, told)
+        time.sleep(TICK)
+  finally:
+    for child in children:
+      child.process.kill()
+      child.process.wait()
+
+
+def _first(run: Run, root: str) -> str:
+  if held(run.folder(root)):
+    return ELSEWHERE
+  with contextlib.suppress(UserError):
+    return WAITS if left(run, root) else DONE
+  return WAITS
+
+
+def _look(run: Run, root: str, board: Board, starts: bool = False) -> tuple[str, Todo | None]:
+  """What a run is that nobody works on, and what it needs next."""
+  try:
+    tasks = left(run, root)
+    if tasks and starts and code_hash(run.components) != run.code_now:
+      raise UserError("the code was edited under the sweep; sweep again (with --keep_code, if no run that is done or under way would come out otherwise).")
+  except UserError as error:
+    board.say(f"FAILED {run}: {error}")
+    return FAILED, None
+  return (WAITS, tasks[0]) if tasks else (DONE, None)
+
+
+def _start(run: Run, task: Todo, root: str, devices: dict[str, str], board: Board) -> Child:
+  make_folder(run, root)
+  path = os.path.join(run.folder(root), LOG)
+  environment = {**os.environ, **devices, "PYTHONUNBUFFERED": "1"}  # the log of a run that is killed is whole
+  environment.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.abspath(root), "compilation_cache"))  # runs that differ in seeds are one program
+  with open(path, "a", encoding="utf-8") as log:
+    start = log.tell()
+    # A session of its own: Ctrl-C reaches the sweep alone, which then tells each run once.
+    process = subprocess.Popen([sys.executable, "-m", *task.words], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+                               start_new_session=True)  # fmt: skip
+  board.say(f"start  {run} · {task.what} · {run.folder(root)}")
+  return Child(run, task.what, process, devices, path, start, time.monotonic())
+
+
+def _ended(child: Child, root: str, stopping: bool, board: Board) -> str:
+  """What a run is whose process has ended: what it left counts, not its status."""
+  run, status, seconds = child.run, child.process.returncode, time.monotonic() - child.began
+  state, task = _look(run, root, board)
+  if state == FAILED:
+    return FAILED
+  if task is None or task.what != child.what:
+    score = measured(run, root, board.metric)
+    board.say(f"done   {run} · {child.what}" + (f" · {board.metric} {score:.4f}" if score is not None else "") + f" · {seconds:.0f} s")
+    return state
+  if stopping:
+    return WAITS
+  if held(run.folder(root)):
+    return ELSEWHERE
+  how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+  board.say(f"FAILED {run}: {child.what} {how}; the end of {child.log}:\n{tail(child.log, child.start)}")
+  return FAILED
+
+
+def tail(path: str, start: int) -> str:
+  """The last lines of a log from `start` on, indented."""
+  with open(path, "rb") as file:
+    file.seek(start)
+    lines = file.read().decode("utf-8", "replace").rstrip().splitlines()
+  return "\n".join(f"  | {line}" for line in lines[-SHOWN:]) or "  | (it is empty)"
+
+
+def shares(parallel: int) -> list[dict[str, str]]:
+  """For each of the runs at a time the environment that gives it its share of this machine's GPUs; where there are none, nothing.
+
+  Raises:
+    UserError: they cannot be shared evenly.
+  """
+  if os.environ.get("JAX_PLATFORMS") == "cpu":
+    return [{} for _ in range(parallel)]
+  gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+  if not gpus and "CUDA_VISIBLE_DEVICES" not in os.environ and shutil.which("nvidia-smi"):
+    gpus = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False).stdout.split()
+  if not gpus or parallel == 1:
+    return [{} for _ in range(parallel)]
+  if len(gpus) % parallel:
+    raise UserError(f"--parallel={parallel}: {len(gpus)} GPUs cannot be shared evenly by so many runs; take a divisor of {len(gpus)}.")
+  share = len(gpus) // parallel
+  return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(parallel)]

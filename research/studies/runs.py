@@ -1,0 +1,320 @@
+"""The runs of a study: the data made ready, what a step of each arm costs, and with that each run's steps, address and command.
+
+A budget of steps is taken as it is; of tokens or operations, each arm has the number of steps that comes nearest to it. Operations are those of the model, counted
+from the jaxpr of the training step as training does for MFU, on one CPU device: nothing is compiled or run. The learning-rate schedule follows the
+number of steps by itself; the warm-up, which a config gives in steps, keeps its share of them, unless the study sets it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from research.core import config as configs
+from research.core.errors import UserError
+from research.core.overrides import flag
+from research.core.types import PyTree, Vocab
+from research.studies import address
+from research.studies.results import RUNS, STUDY, at
+from research.studies.study import WARMUP, Arm, Study, arms_of, factors, resolved
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+DATA = "data"  # what is prepared of the data, for all runs
+
+
+class Known(NamedTuple):
+  """What a run must know of its data before it is built."""
+
+  vocab: Vocab
+  labels: tuple[str, ...]
+  digest: str
+
+
+class Cost(NamedTuple):
+  """Of one step."""
+
+  tokens: int
+  flops: float
+  parameters: int
+  shapes: PyTree  # of the parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  arm: str
+  block: int
+  base: str
+  overrides: dict[str, Any]  # flat: all that the command says beyond the base
+  steps: int
+  address: str
+  config_hash: str
+  data_hash: str
+  code: str  # of the address
+  code_now: str  # what a sweep found on disk: another than `code` where it was told that this does not matter
+  components: frozenset[str]
+  after: str | None  # the address of the run whose weights this one starts from
+  evals: tuple[str, ...]
+  tuned: Any = None  # the value that a run of tuning tries
+
+  def folder(self, root: str) -> str:
+    return os.path.join(root, RUNS, self.address)
+
+  def arguments(self, root: str) -> list[str]:
+    """Of research.train."""
+    return [f"--config={self.base}", f"--workdir={self.folder(root)}", *(flag(key, value) for key, value in self.overrides.items())]
+
+  def command(self, root: str) -> str:
+    """As it can be typed; no value in it can be more than a word."""
+    return shlex.join(["python", "-m", "research.train", *self.arguments(root)])
+
+  def __str__(self) -> str:
+    return f"{self.arm} · block {self.block}" + (f" · trying {self.tuned}" if self.tuned is not None else "")
+
+
+class Ready:
+  """A study whose data are prepared and whose costs are known: it can tell its runs."""
+
+  def __init__(self, study: Study, root: str, say: Callable[[str], None] = print, keep_code: bool = False):
+    """
+    Args:
+      root: the folder of the study; of it only `data` is written to.
+      keep_code: runs that study.json lists keep their address where nothing but the code has changed.
+
+    Raises:
+      UserError: a mistake in a config, in the data, or in how the parts of a model go together.
+    """
+    self.study, self.root, self.arms = study, root, arms_of(study)
+    self._old = {_same(run): run for run in _listed(root)} if keep_code else {}
+    self._made: dict[str, Run] = {}
+    self._known: dict[str, Known] = {}
+    self._costs: dict[str, Cost] = {}
+    self._said: set[str] = set()
+    self._say = say
+    self.configs = [resolved(study, arm, _seeds(study.blocks[0]))[1] for arm in self.arms]
+    self.costs = [self._cost(configs.typed(config), self._data(config)) for config in self.configs]
+    self.steps = [self._steps(arm, cost) for arm, cost in zip(self.arms, self.costs)]
+    for arm, config, cost, steps in zip(self.arms, self.configs, self.costs, self.steps):
+      _, config = resolved(study, arm, self._budget(arm, config, steps))
+      configs.make(configs.typed(config).optimizer, steps, cost.shapes)  # a schedule that does not fit the steps
+    self.factors, self.levels = factors(self.arms, self.configs)
+
+  def _data(self, config: "ConfigDict") -> Known:
+    """What is known of a config's data, which are prepared once."""
+    cfg = configs.typed(config).data
+    key = repr(dataclasses.replace(cfg, directory=""))
+    if key not in self._known:
+      prepared = configs.module(cfg).prepare(cfg, os.path.join(self.root, DATA), self._once)
+      self._known[key] = Known(prepared.vocab, tuple(getattr(prepared, "labels", ())), prepared.digest)
+    return self._known[key]
+
+  def _once(self, line: str) -> None:
+    """Blocks differ in the order of rows alone: what was said of one's data is not said again of the next one's."""
+    if line not in self._said:
+      self._said.add(line)
+      self._say(line)
+
+  def _cost(self, cfg: Any, known: Known) -> Cost:
+    """Of a step; nothing else than this moves it, so arms that are alike in this are counted once."""
+    from research.data import text
+    from research.training import experiment
+
+    plain = experiment.Config(batch_size=cfg.batch_size, microbatches=cfg.microbatches, model=cfg.model, objective=cfg.objective, data=text.Config(length=cfg.data.length))
+    key = repr((plain, known.vocab.size, known.labels))
+    if key not in self._costs:
+      self._costs[key] = step_cost(plain, known)
+    return self._costs[key]
+
+  def _steps(self, arm: Arm, cost: Cost) -> int:
+    one = {"steps": 1, "tokens": cost.tokens, "flops": cost.flops}[self.study.equal]
+    if not one:
+      raise UserError(f"arm '{arm.name}' reads no tokens, so {self.study.equal} cannot be its budget: give the study steps or flops.")
+    steps = round(self.study.amount / one)
+    if steps < 1:
+      raise UserError(f"{self.study.equal}={self.study.amount}: one step of arm '{arm.name}' takes {one:.6g} already; raise the budget or make the arm smaller.")
+    return steps
+
+  def _budget(self, arm: Arm, config: "ConfigDict", steps: int) -> dict[str, Any]:
+    """Overrides that give an arm its number of steps."""
+    found: Any = config
+    for part in WARMUP.split("."):
+      found = found.get(part) if configs.is_config(found) else None
+    changes = {"steps": steps}
+    if found is not None and steps != config.steps and WARMUP not in {**self.study.common, **arm.overrides}:
+      changes[WARMUP] = round(found * steps / config.steps)
+    return changes
+
+  def run(self, name: str, block: int, chosen: Mapping[str, Any], tried: Any = None) -> Run:
+    """The run of an arm and a block.
+
+    Args:
+      chosen: arm -> the value it was tuned to.
+      tried: of a run of tuning, the value instead.
+    """
+    i = [arm.name for arm in self.arms].index(name)
+    arm, study = self.arms[i], self.study
+    before = None if arm.after is None else self.run(arm.after, block, chosen).address
+    changes = {} if study.tuning is None else {study.tuning.key: chosen[name] if tried is None else tried}
+    changes |= {**self._budget(arm, self.configs[i], self.steps[i]), **_seeds(block)}
+    if before is not None:
+      changes["init_from"] = os.path.join(os.path.abspath(self.root), RUNS, before)
+    if (key := repr((name, changes, tried))) in self._made:
+      return self._made[key]
+    overrides, config = resolved(study, arm, changes)
+    evals = arm.evals if tried is None or study.tuning_metric.startswith("evaluations.") else ()
+    data, parts = self._data(config).digest, address.components(config)
+    code = address.code_hash(parts)
+    made = Run(name, block, study.base, overrides, self.steps[i], address.address(config, data, code, before), configs.digest(config), data, code, code, parts,
+               before, evals, tried)  # fmt: skip
+    if old := self._old.get(_same(made.__dict__)):
+      made = dataclasses.replace(made, address=old["address"], code=old["code"])
+    self._made[key] = made
+    return made
+
+  def runs(self, chosen: Mapping[str, Any] = {}) -> list[Run]:  # noqa: B006  read only
+    """All runs of the comparison, block by block. With tuning, those of the arms in `chosen` alone."""
+    names = [arm.name for arm in self.arms if self.study.tuning is None or arm.name in chosen]
+    return _distinct([self.run(name, block, chosen) for block in self.study.blocks for name in names])
+
+  def tuning_runs(self, chosen: Mapping[str, Any], given_up: Sequence[str] = ()) -> list[Run]:
+    """Those that must end before more arms can be tuned: an arm that starts from another's weights is tuned after that one."""
+    if self.study.tuning is None:
+      return []
+    now = [arm.name for arm in self.arms if arm.name not in (*chosen, *given_up) and (arm.after is None or arm.after in chosen)]
+    return _distinct([self.run(name, block, chosen, value) for block in self.study.tuning_blocks for name in now for value in self.study.tuning.values])
+
+  def record(self, chosen: Mapping[str, Any], tuning_runs: Sequence[Run] = ()) -> str:
+    """The text of study.json: the same study in the same folder gives the same bytes."""
+    study, runs = self.study, {(run.arm, run.block): run for run in self.runs(chosen)}
+    absent = {"address": "", "overrides": {}, "command": "", "config_hash": "", "data_hash": "", "code": ""}  # of an arm that is not tuned yet
+    listed = lambda run: {"address": run.address, "arm": run.arm, "block": run.block, "overrides": run.overrides, "command": run.command(self.root),
+                          "config_hash": run.config_hash, "data_hash": run.data_hash, "code": run.code}  # fmt: skip
+    plain = {
+      "name": study.name, "question": study.question, "hypothesis": study.hypothesis, "base": study.base, "factors": self.factors,
+      "arms": [{"name": arm.name, "overrides": arm.overrides, "levels": levels, "after": arm.after, "parameters": cost.parameters, "steps": steps,
+                "tokens": steps * cost.tokens, "flops": steps * cost.flops}
+               for arm, levels, cost, steps in zip(self.arms, self.levels, self.costs, self.steps)],
+      "common": study.common, "blocks": study.blocks, "budget": {"equal": study.equal, "amount": study.amount},
+      "metrics": [{"name": name, "better": better} for name, better in study.metrics.items()],
+      "decides": {"metric": study.metric, "baseline": study.baseline or self.arms[0].name},
+      "tuning": study.tuning and {"key": study.tuning.key, "values": study.tuning.values, "metric": study.tuning_metric, "blocks": study.tuning_blocks,
+                                  "rule": study.tuning_rule, "chosen": chosen, "runs": [{**listed(run), "value": run.tuned} for run in tuning_runs]},
+      "runs": [listed(runs[arm.name, block]) if (arm.name, block) in runs else {**absent, "arm": arm.name, "block": block}
+               for block in study.blocks for arm in self.arms],
+    }  # fmt: skip
+    return json.dumps(plain, indent=1, ensure_ascii=False, default=lambda value: value.item() if hasattr(value, "item") else dict(value)) + "\n"
+
+  def table(self) -> str:
+    """What each arm costs, for a person."""
+    rows = [("arm", "parameters", "steps", "tokens", "FLOPs")]
+    for arm, cost, steps in zip(self.arms, self.costs, self.steps):
+      rows.append((arm.name, f"{cost.parameters:,}", f"{steps:,}", f"{steps * cost.tokens:,}", f"{steps * cost.flops:.4g}"))
+    wide = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join("  ".join([row[0].ljust(wide[0]), *(cell.rjust(width) for cell, width in zip(row[1:], wide[1:]))]) for row in rows)
+
+
+def _seeds(block: int) -> dict[str, int]:
+  return {"seed": block, "data.seed": block}
+
+
+def step_cost(cfg: Any, known: Known) -> Cost:
+  """What a step of an experiment costs, of its jaxpr alone. Attention counts as a CPU computes it, whatever kernel the config names."""
+  import flax.linen as nn
+  import jax
+
+  from research.core.trees import size
+  from research.objectives.base import tokens_of_row
+  from research.parallel import mesh as meshes
+  from research.parallel.rules import RULES
+  from research.training import loop, planning
+
+  mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
+  run = loop.assemble(_any_kernel(cfg), known, mesh)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    traced = loop.jitted_step(run).trace(run.state, planning.batch(run))
+    work = loop.model_flops(run, traced.jaxpr)
+  shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
+  return Cost(cfg.batch_size * tokens_of_row(run.objective, cfg.data.length), work, size(run.state.params), shapes)
+
+
+def _any_kernel(value: Any) -> Any:
+  """The same config with every attention kernel chosen by itself: the one that it names may need an accelerator."""
+  if isinstance(value, Mapping):
+    return type(value)({key: _any_kernel(item) for key, item in value.items()})
+  if not dataclasses.is_dataclass(value):
+    return value
+  changes = {f.name: _any_kernel(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  return dataclasses.replace(value, **{key: "auto" if key == "kernel" and isinstance(item, str) else item for key, item in changes.items()})
+
+
+def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False) -> dict[str, Any]:
+  """Arm -> the value it is tuned to, by the study's rule, of what the tuning runs have left.
+
+  Args:
+    all_ended: a value whose runs have failed drops out; otherwise its arm waits for it.
+  """
+  better = min if study.metrics[study.tuning_metric] == "lower" else max
+  chosen = {}
+  for name in dict.fromkeys(run.arm for run in runs):
+    found: dict[Any, list[float | None]] = {}
+    for run in runs:
+      if run.arm == name:
+        found.setdefault(run.tuned, []).append(measured(run, root, study.tuning_metric))
+    if not all_ended and any(score is None for scores in found.values() for score in scores):
+      continue
+    means = {value: sum(scores) / len(scores) for value, scores in found.items() if all(score is not None and math.isfinite(score) for score in scores)}
+    if means:
+      chosen[name] = better(means, key=means.get)
+  return chosen
+
+
+def measured(run: Run, root: str, metric: str) -> float | None:
+  """A metric of a run that has reached its last step; None: it has not, or lacks it."""
+  from research.training.loop import read_summary
+
+  summary = read_summary(run.folder(root))
+  if summary.get("step") != run.steps:
+    return None
+  head, _, rest = metric.partition(".")
+  if head != "evaluations":
+    return at(summary, metric)
+  return at(evaluations(run, root), rest)
+
+
+def evaluations(run: Run, root: str) -> dict[str, Any]:
+  """What `evaluations.json` of a run holds."""
+  try:
+    with open(os.path.join(run.folder(root), "evaluations.json"), encoding="utf-8") as file:
+      return json.load(file)
+  except FileNotFoundError:
+    return {}
+
+
+def _distinct(runs: list[Run]) -> list[Run]:
+  seen: dict[str, Run] = {}
+  for run in runs:
+    if run.address in seen:
+      raise UserError(f"'{run}' and '{seen[run.address]}' are one and the same run: their configs do not differ.")
+    seen[run.address] = run
+  return runs
+
+
+def _listed(root: str) -> list[dict[str, Any]]:
+  """The runs that study.json lists; none where there is no such file yet."""
+  try:
+    with open(os.path.join(root, STUDY), encoding="utf-8") as file:
+      plain = json.load(file)
+  except FileNotFoundError:
+    return []
+  return [run for run in [*plain["runs"], *((plain["tuning"] or {}).get("runs", []))] if run["address"]]
+
+
+def _same(run: Mapping[str, Any]) -> tuple[str, str]:
+  """What two runs share that differ in nothing but code."""
+  return run["config_hash"], run["data_hash"]

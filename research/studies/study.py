@@ -1,0 +1,269 @@
+"""A study: one question, the arms that answer it, seeds as blocks, and one budget that is equal for all.
+
+It is a file, `experiments/<name>/study.py`, that defines `get_study()`:
+
+  from research.studies.study import Study
+
+  def get_study():
+    return Study(
+        question="Does the model want a larger step when it is narrow?",
+        base="configs/shakespeare.py",
+        arms=[{"optimizer.schedule.peak": peak, "model.width": width} for peak in (1e-3, 3e-3) for width in (64, 128)],
+        steps=200,
+    )
+
+An arm is what it changes in the base, a flat mapping from dotted key to value; a component is swapped by its name, as by flag. Beside config keys it may have
+
+  name    how it is called (default: its keys that differ between arms, and their values)
+  after   the name of an arm above it: each of its runs starts from the weights (`init_from`) of that arm's run of the same block
+  evals   its evaluations, instead of the study's
+
+Block b sets seed = b and data.seed = b in every arm: the arms of a block read the same rows in the same order (where their data are the same), so
+that their differences can be taken in pairs. Nothing here reads data or counts operations: that is `runs`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from research.core.config import NAME, is_config, leaves, members
+from research.core.errors import UserError, nearest
+from research.core.overrides import called, flag, load, split
+
+if TYPE_CHECKING:
+  from ml_collections import ConfigDict
+
+BUDGETS = ("steps", "tokens", "flops")
+BETTER = ("lower", "higher")
+WARMUP = "optimizer.schedule.warmup"
+EVAL_FLAGS = ("data", "pairs", "step", "batch_size")  # of research.evaluate, for one evaluation
+SOURCES = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "tokens_per_second", "mfu", "wall_seconds", "skipped", "goodput", "seconds",
+           "evaluations")  # fmt: skip  where a metric may be found: in summary.json, or in evaluations.json
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """One key is tuned in each arm by itself, before the comparison: of `values` the one with the best mean of `metric` over `blocks`."""
+
+  values: Sequence[Any]
+  key: str = "optimizer.schedule.peak"
+  metric: str = ""  # default: the metric that decides
+  blocks: Sequence[int] = ()  # seeds of the tuning runs; default: one, the next after those of the comparison, which it must not favour
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  question: str
+  base: str  # config file, with :argument where it takes one
+  arms: Sequence[Mapping[str, Any]]
+  hypothesis: str = ""  # what is expected, written before it is run
+  common: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # overrides of all arms
+  seeds: int | Sequence[int] = 3  # the blocks; a number n stands for 0 … n − 1
+  steps: int | None = None  # the budget of a run: updates,
+  tokens: float | None = None  # or tokens that the model reads, padding included,
+  flops: float | None = None  # or operations of the model, as training counts them (core/flops)
+  metrics: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"valid.loss": "lower"})  # which way is better; the first decides
+  baseline: str = ""  # the arm that the others are compared with (default: the first)
+  tuning: Tuning | None = None
+  evals: Sequence[str] = ()  # of every finished run, as flags of research.evaluate: "minimal_pairs --data=FILE --pairs=100"
+  name: str = ""  # default: that of its folder
+
+  def __post_init__(self):
+    if not all(isinstance(arm, Mapping) for arm in self.arms) or not isinstance(self.metrics, Mapping) or not isinstance(self.common, Mapping):
+      raise UserError("a study's arms are a list of mappings from config key to value; common is one such mapping, metrics one from metric to 'lower' or 'higher'.")
+    budgets = [key for key in BUDGETS if getattr(self, key) is not None]
+    if len(budgets) != 1:
+      raise UserError(f"a study's budget is equal in one thing: give one of {', '.join(BUDGETS)}" + (f", not {' and '.join(budgets)}." if budgets else "."))
+    if not isinstance(amount := getattr(self, self.equal), (int, float)) or amount < 1:
+      raise UserError(f"{self.equal}={amount!r}: a run's budget is a number, and at least 1.")
+    if not isinstance(self.seeds, int) and not all(isinstance(seed, int) for seed in self.seeds):
+      raise UserError(f"seeds={self.seeds!r}: write a number of blocks, or the seed of each.")
+    if not self.blocks or len(set(self.blocks)) < len(self.blocks):
+      raise UserError(f"seeds={self.seeds}: give each block a seed of its own, and at least one.")
+    if not self.arms:
+      raise UserError("a study has at least one arm.")
+    if not self.metrics:
+      raise UserError("a study needs a metric, such as metrics={'valid.loss': 'lower'}.")
+    tuned = [self.tuning.metric] if self.tuning and self.tuning.metric else []
+    for metric in (*self.metrics, *tuned):
+      if metric.partition(".")[0] not in SOURCES:
+        raise UserError(f"metric '{metric}' is neither in summary.json nor, as evaluations.NAME.…, in evaluations.json.{nearest(metric.partition('.')[0], SOURCES)}")
+    for metric, better in self.metrics.items():
+      if better not in BETTER:
+        raise UserError(f"metric '{metric}' is better '{better}': write 'lower' or 'higher'.")
+    if tuned and self.tuning.metric not in self.metrics:
+      raise UserError(f"tuning goes by '{self.tuning.metric}': name it among the metrics too, with 'lower' or 'higher'.")
+    if self.tuning and (not self.tuning.values or len(set(self.tuning.values)) < len(self.tuning.values)):
+      raise UserError(f"tuning.values={self.tuning.values}: name each value of {self.tuning.key} once.")
+
+  @property
+  def equal(self) -> str:
+    """What is equal in all runs: steps, tokens or flops."""
+    return next(key for key in BUDGETS if getattr(self, key) is not None)
+
+  @property
+  def amount(self) -> int:
+    return int(getattr(self, self.equal))
+
+  @property
+  def blocks(self) -> tuple[int, ...]:
+    return tuple(range(self.seeds)) if isinstance(self.seeds, int) else tuple(self.seeds)
+
+  @property
+  def metric(self) -> str:
+    """The one that decides."""
+    return next(iter(self.metrics))
+
+  @property
+  def tuning_blocks(self) -> tuple[int, ...]:
+    return tuple(self.tuning.blocks) or (max(self.blocks) + 1,)
+
+  @property
+  def tuning_metric(self) -> str:
+    return self.tuning.metric or self.metric
+
+  @property
+  def tuning_rule(self) -> str:
+    """The one sentence by which all arms are tuned."""
+    blocks, values = self.tuning_blocks, ", ".join(shown(value) for value in self.tuning.values)
+    apart = "apart from those of the comparison" if not set(blocks) & set(self.blocks) else "which the comparison uses too"
+    where = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
+    return f"{self.tuning.key} of each arm is the one of {values} with the {self.metrics[self.tuning_metric].replace('er', 'est')} mean {self.tuning_metric} over {where}, {apart}"
+
+
+class Arm(NamedTuple):
+  name: str
+  overrides: dict[str, Any]
+  after: str | None
+  evals: tuple[str, ...]
+
+
+def load_study(path: str, overrides: Iterable[str] = ()) -> Study:
+  """The study of a file, its name that of the folder.
+
+  Args:
+    path: `experiments/x/study.py`, or `experiments/x/study.py:argument`, which is handed to `get_study(argument)`.
+    overrides: `--config.key=value` flags, taken into the overrides of all arms; what an arm says itself holds.
+
+  Raises:
+    UserError: no such file, a mistake in it, or a key that an arm's config lacks (the nearest right one is named).
+  """
+  study = called(path, "study")
+  if not isinstance(study, Study):
+    raise UserError(f"get_study() of study file '{path.partition(':')[0]}' returns no study: end it with return Study(…).")
+  file = os.path.abspath(path.partition(":")[0])
+  stem = os.path.splitext(os.path.basename(file))[0]
+  name = study.name or (os.path.basename(os.path.dirname(file)) if stem == "study" else stem)
+  study = dataclasses.replace(study, name=name, common={**study.common, **dict(map(split, overrides))})
+  check(study)
+  return study
+
+
+def arms_of(study: Study) -> list[Arm]:
+  """The arms, each with its name.
+
+  Raises:
+    UserError: two arms of one name, or an `after` that names no arm above.
+  """
+  found: list[Arm] = []
+  plain = [{key: value for key, value in arm.items() if key not in ("name", "after", "evals")} for arm in study.arms]
+  differing = [key for key in dict.fromkeys(key for arm in plain for key in arm) if len({repr(arm.get(key, ...)) for arm in plain}) > 1]
+  short = _short(differing)
+  for arm, overrides in zip(study.arms, plain):
+    name = arm.get("name") or " ".join(f"{short[key]}={shown(overrides[key])}" for key in differing if key in overrides) or "baseline"
+    names = [other.name for other in found]
+    if name in names:
+      raise UserError(f"two arms are called '{name}': they must differ, or each have a 'name'.")
+    if arm.get("after") not in (None, *names):
+      raise UserError(f"arm '{name}' starts after '{arm['after']}', which is no arm above it.{nearest(arm['after'], names)}")
+    evals = arm.get("evals", study.evals)
+    found.append(Arm(name, overrides, arm.get("after"), (evals,) if isinstance(evals, str) else tuple(evals)))
+  return found
+
+
+def _short(keys: Sequence[str]) -> dict[str, str]:
+  """Each key's last words, as many as tell it from the others."""
+  last = lambda key, count: ".".join(key.split(".")[-count:])
+  counts = range(1, 1 + max((key.count(".") + 1 for key in keys), default=0))
+  return {key: next(last(key, n) for n in counts if sum(last(other, n) == last(key, n) for other in keys) == 1) for key in keys}
+
+
+def shown(value: Any) -> str:
+  """A value as a person writes it."""
+  value = value.item() if hasattr(value, "item") else value
+  return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def resolved(study: Study, arm: Arm, changes: Mapping[str, Any] = {}) -> tuple[dict[str, Any], "ConfigDict"]:  # noqa: B006  read only
+  """All overrides of a run of `arm`, flat, and the config that the command with them has.
+
+  Args:
+    changes: what the study adds to its arm: seeds, steps, weights to start from.
+  """
+  overrides = {**study.common, **arm.overrides, **changes}
+  return overrides, load(study.base, [flag(key, value) for key, value in overrides.items()])
+
+
+def check(study: Study) -> None:
+  """Resolves every arm, and refuses what the study sets itself, before anything runs. Raises UserError."""
+  arms = arms_of(study)
+  if study.baseline and study.baseline not in [arm.name for arm in arms]:
+    raise UserError(f"the baseline '{study.baseline}' is no arm.{nearest(study.baseline, [arm.name for arm in arms])}")
+  own = {"seed": "seeds", "data.seed": "seeds", "steps": "the budget"}
+  for arm in arms:
+    mine = {**own, **({study.tuning.key: "tuning"} if study.tuning else {}), **({"init_from": "after"} if arm.after else {})}
+    for key in {**study.common, **arm.overrides}:
+      if key in mine:
+        raise UserError(f"'{key}' is set for arm '{arm.name}', but {mine[key]} of the study decides it: leave it out of arms, common and flags.")
+    for value in study.tuning.values if study.tuning else (None,):
+      resolved(study, arm, {study.tuning.key: value} if study.tuning else {})
+    for words in arm.evals:
+      evaluation(words)
+
+
+def evaluation(text: str) -> tuple[str, dict[str, str]]:
+  """Name and flags of `minimal_pairs --data=FILE --pairs=100`.
+
+  Raises:
+    UserError: no such evaluation or flag.
+  """
+  name, *rest = shlex.split(text) or [""]
+  known = [*members("evals"), "loss"]
+  if name not in known:
+    raise UserError(f"evals: no evaluation '{name}'.{nearest(name, known)}")
+  flags = {}
+  for word in rest:
+    match = re.fullmatch(r"--(\w+)=(.*)", word, re.DOTALL)
+    if match is None or match[1] not in EVAL_FLAGS:
+      raise UserError(f"evals: '{word}' after '{name}': write --NAME=VALUE.{nearest(word.partition('=')[0].lstrip('-'), EVAL_FLAGS)}")
+    flags[match[1]] = match[2]
+  return name, flags
+
+
+def factors(arms: Sequence[Arm], configs: Sequence["ConfigDict"]) -> tuple[dict[str, list[Any]], list[dict[str, Any]]]:
+  """The keys that arms set and that differ between them, with their levels in the order in which they come; and each arm's levels.
+
+  An arm that leaves a key alone has the level that its config has there: a component's name, or None where its config lacks the key.
+  """
+  table = {}
+  for key in dict.fromkeys(key for arm in arms for key in arm.overrides):
+    levels = [_level(config, key) for config in configs]
+    if len({repr(level) for level in levels}) > 1:
+      table[key] = levels
+  unique = lambda levels: list({repr(level): level for level in levels}.values())
+  return {key: unique(levels) for key, levels in table.items()}, [{key: levels[i] for key, levels in table.items()} for i in range(len(arms))]
+
+
+def _level(config: "ConfigDict", key: str) -> Any:
+  """What stands at `key`, as JSON has it: of a component the name of its file, None where there is no such key."""
+  value: Any = config
+  for part in key.split("."):
+    value = value[part] if is_config(value) and part in value else None
+  if is_config(value):
+    return value[NAME].rpartition(".")[2] if NAME in value else dict(leaves(value))
+  return list(value) if isinstance(value, tuple) else value
