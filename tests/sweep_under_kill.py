@@ -2,7 +2,7 @@
 
   python -m tests.sweep_under_kill --kills=10          prints the table
 
-A study of 2 arms × 3 blocks is swept undisturbed. The same is swept in another folder and killed at random moments, in turn: the sweep alone by SIGKILL (its runs live on),
+A study of 2 arms × 4 blocks is swept undisturbed. The same is swept in another folder and killed at random moments, in turn: the sweep alone by SIGKILL (its runs live on),
 the sweep and its runs by SIGKILL (a machine that goes down), the sweep by SIGTERM; and started again each time. Compared at the end: study.json, byte by byte; the folders
 of the runs; and of each run all arrays of its last checkpoint, bit by bit, the lines of metrics.jsonl but for times, and what counts in summary.json. The test suite kills
 one sweep once, and many stand-ins of runs (tests/studies/sweep_test.py).
@@ -29,7 +29,7 @@ STUDY = """
 from research.studies.study import Study
 
 def get_study():
-  return Study("Does width matter?", "tiny.py", [{"model.width": 16}, {"model.width": 32}], seeds=3, steps=600, name="width")
+  return Study("Does width matter?", "tiny.py", [{"model.width": 16}, {"model.width": 32}], seeds=4, steps=600, name="width")
 """
 COUNTS = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "config_hash", "data_hash", "version", "skipped", "stopped_by")
 
@@ -107,7 +107,7 @@ def main(kills: int = 10, seed: int = 0) -> int:
     print(f"uninterrupted: {seconds:.1f} s\n{'kill':>4}  {'what':<9}{'after, s':>9}{'runs under way':>16}  last line", flush=True)
     done = 0
     while done < kills:
-      found = kill(folders[1], HOW[done % 3], seconds * rng.uniform(0.05, 0.25))
+      found = kill(folders[1], HOW[done % 3], seconds * rng.uniform(0.03, 0.15))
       if found is None:
         print(f"it has ended after {done} kills: there is nothing left to kill; take more steps", flush=True)
         break

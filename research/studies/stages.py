@@ -44,9 +44,10 @@ def sweep(ready: Ready, start: Start, say: Callable[[str], None] = print, write:
       found = choose(study, stage, root, all_ended=True)
     chosen |= found
     for name in names:
-      said = f"tuned to {study.tuning.key}={shown(found[name])}" if name in found else "could not be tuned, for all its runs have failed; it is left out"
-      edge = name in found and len(study.tuning.values) > 2 and found[name] in (study.tuning.values[0], study.tuning.values[-1])
-      say(f"{name}: {said}" + (", the first or last of the values tried: a better one may lie beyond" if edge else ""))
+      said = f"tuned to {study.tuning.key}={shown(found[name])}" if name in found else f"could not be tuned, for no value gave a {study.tuning_metric}; it is left out"
+      numbers = len(study.tuning.values) > 2 and all(isinstance(value, (int, float)) for value in study.tuning.values)
+      edge = numbers and found.get(name) in (min(study.tuning.values), max(study.tuning.values))
+      say(f"{name}: {said}" + (", at the edge of the values that were tried: a better one may lie beyond" if edge else ""))
     given_up += [name for name in names if name not in found]
   if write:
     save(ready, chosen, tuning)

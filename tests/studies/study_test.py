@@ -316,8 +316,8 @@ def test_each_arm_is_tuned_by_the_one_rule_that_is_said(ready_of, tmp_path):
 
 
 def test_a_study_is_tuned_first_then_compared_and_an_arm_without_a_value_is_left_out(ready_of, tmp_path):
-  ready = ready_of(str(tmp_path), arms=[*AFTER, {"name": "lost", WIDTH: 32}], tuning=Tuning((1e-3, 3e-3)))
-  table = {("first", 1e-3): 3.0, ("first", 3e-3): 2.0, ("second", 1e-3): 1.0, ("second", 3e-3): 4.0}
+  ready = ready_of(str(tmp_path), arms=[*AFTER, {"name": "lost", WIDTH: 32}], tuning=Tuning((1e-3, 3e-3, 2e-3)))
+  table = {("first", 1e-3): 3.0, ("first", 3e-3): 2.0, ("first", 2e-3): 2.5, ("second", 1e-3): 1.0, ("second", 3e-3): 4.0, ("second", 2e-3): 0.5}
   batches, said = [], []
 
   def start(found):
@@ -326,11 +326,14 @@ def test_a_study_is_tuned_first_then_compared_and_an_arm_without_a_value_is_left
     return Outcome(dict.fromkeys((run.address for run in found), DONE))
 
   assert stages.sweep(ready, start, said.append) == 1
-  assert batches[:2] == [[("first", v, v) for v in (1e-3, 3e-3)] + [("lost", v, v) for v in (1e-3, 3e-3)], [("second", v, v) for v in (1e-3, 3e-3)]]
-  assert batches[2] == [(arm, None, value) for _ in (0, 1) for arm, value in (("first", 3e-3), ("second", 1e-3))]
-  assert any("lost" in line and "left out" in line for line in said)
+  values = (1e-3, 3e-3, 2e-3)
+  assert batches[:2] == [[("first", v, v) for v in values] + [("lost", v, v) for v in values], [("second", v, v) for v in values]]
+  assert batches[2] == [(arm, None, value) for _ in (0, 1) for arm, value in (("first", 3e-3), ("second", 2e-3))]
+  assert any(line.startswith("lost: could not be tuned") and "left out" in line for line in said)
+  assert any(line.startswith("first: tuned to optimizer.schedule.peak=0.003, at the edge") for line in said)
+  assert "second: tuned to optimizer.schedule.peak=0.002" in said
   record = json.loads(pathlib.Path(ready.root, "study.json").read_text())
-  assert record["tuning"]["chosen"] == {"first": 3e-3, "second": 1e-3} and len(record["tuning"]["runs"]) == 6
+  assert record["tuning"]["chosen"] == {"first": 3e-3, "second": 2e-3} and len(record["tuning"]["runs"]) == 9
   assert [(run["arm"], bool(run["address"])) for run in record["runs"][:3]] == [("first", True), ("second", True), ("lost", False)]
   del batches[:]  # the same again finds all tuned that can be
   assert stages.sweep(ready, start, said.append) == 1 and len(batches) == 2
