@@ -174,7 +174,7 @@ def test_a_mistake_in_the_sweep_itself_leaves_no_run_behind(stage):
   stage.do({1: "wait"})
   children, popen = [], subprocess.Popen
 
-  def update(states):
+  def update(states, last):
     raise RuntimeError("a defect")
 
   with pytest.MonkeyPatch.context() as patch:
@@ -198,7 +198,7 @@ def test_a_run_that_another_process_writes_to_is_waited_for(stage):
   with contextlib.ExitStack() as lock:
     lock.enter_context(claimed(other.folder(stage.root)))
 
-    def update(states):
+    def update(states, last):
       looks.append(states[other.address])
       if len(looks) == 3:
         leave(other, stage.root)
