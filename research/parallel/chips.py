@@ -18,6 +18,7 @@ class Chip(NamedTuple):
   network: float | None = None  # bytes/s
   devices: int = 1  # that JAX sees in one chip
   dimensions: int = 1  # of the torus that the links form
+  overlaps: bool = True  # its memory and its links work while it computes
 
 
 GiB = 2**30
@@ -37,7 +38,7 @@ CHIPS = {
     "l4": Chip("NVIDIA L4", 121e12),
     "l40s": Chip("NVIDIA L40S", 362e12),
     # Of no product: the order of one of eight simulated devices that share a small machine, so that predicted times can be ranked.
-    "cpu": Chip("cpu", 24e9, None, 3e9, 1e9),
+    "cpu": Chip("cpu", 24e9, None, 3e9, 1e9, overlaps=False),
 }
 
 

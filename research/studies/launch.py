@@ -20,13 +20,13 @@ from typing import NamedTuple
 from research.core.errors import UserError
 from research.studies.address import code_hash
 from research.studies.board import DONE, ELSEWHERE, FAILED, RUNS, WAITS, Board
+from research.studies.results import LOG
 from research.studies.runs import DATA, Run, evaluations, measured
 from research.studies.study import evaluation
 from research.training.loop import read_summary
 from research.training.stop import Stop
 from research.training.workdir import held
 
-LOG = "log.txt"
 SHOWN = 12  # lines of a failed run's log
 TICK = 0.1  # seconds between two looks
 

@@ -20,13 +20,12 @@ from research.core.errors import UserError
 from research.core.overrides import flag
 from research.core.types import PyTree, Vocab
 from research.studies import address
+from research.studies.results import RUNS, STUDY, at
 from research.studies.study import WARMUP, Arm, Study, arms_of, factors, resolved
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
 
-STUDY = "study.json"
-RUNS = "runs"  # the folder of the runs' workdirs
 DATA = "data"  # what is prepared of the data, for all runs
 
 
@@ -209,7 +208,7 @@ class Ready:
       "runs": [listed(runs[arm.name, block]) if (arm.name, block) in runs else {**absent, "arm": arm.name, "block": block}
                for block in study.blocks for arm in self.arms],
     }  # fmt: skip
-    return json.dumps(plain, indent=1, sort_keys=True, ensure_ascii=False, default=lambda value: value.item() if hasattr(value, "item") else dict(value)) + "\n"
+    return json.dumps(plain, indent=1, ensure_ascii=False, default=lambda value: value.item() if hasattr(value, "item") else dict(value)) + "\n"
 
   def table(self) -> str:
     """What each arm costs, for a person."""
@@ -284,8 +283,8 @@ def measured(run: Run, root: str, metric: str) -> float | None:
     return None
   head, _, rest = metric.partition(".")
   if head != "evaluations":
-    return _at(summary, metric)
-  return _at(evaluations(run, root), rest)
+    return at(summary, metric)
+  return at(evaluations(run, root), rest)
 
 
 def evaluations(run: Run, root: str) -> dict[str, Any]:
@@ -295,19 +294,6 @@ def evaluations(run: Run, root: str) -> dict[str, Any]:
       return json.load(file)
   except FileNotFoundError:
     return {}
-
-
-def _at(tree: Any, path: str) -> float | None:
-  """What stands at a dotted path. A key may have dots in it; that of an evaluation may lack the file (`minimal_pairs`, for `minimal_pairs of FILE`)."""
-  if not path:
-    return tree.get("value") if isinstance(tree, dict) else tree
-  if not isinstance(tree, dict):
-    return None
-  for key in sorted(tree, key=len, reverse=True):
-    for name in (key, key.partition(" of ")[0]):
-      if path == name or path.startswith(name + "."):
-        return _at(tree[key], path[len(name) + 1 :])
-  return _at(tree["scores"], path) if "scores" in tree else None
 
 
 def _distinct(runs: list[Run]) -> list[Run]:

@@ -10,7 +10,8 @@ from typing import Any
 
 from research.studies.board import DONE, FAILED
 from research.studies.launch import Outcome
-from research.studies.runs import STUDY, Ready, Run, choose
+from research.studies.results import STUDY
+from research.studies.runs import Ready, Run, choose
 from research.studies.study import shown
 
 Start = Callable[[Sequence[Run]], Outcome]  # runs what is not done of a list, or hands it on

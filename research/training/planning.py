@@ -50,7 +50,7 @@ class Plan(NamedTuple):
   traffic: int | None  # bytes read from and written to main memory
   collectives: list[collectives.Collective]
   seconds: dict[str, float]  # compute, memory, network: the least that each part takes
-  step_seconds: float  # the largest of these: no step is faster
+  step_seconds: float  # the largest of these, or their sum where nothing overlaps: no step is faster
   mfu: float  # that this time would give
   warnings: list[str]
   compile_seconds: float
@@ -154,7 +154,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
   fits = compiled is not None and (capacity is None or memory["peak"] <= capacity)
   if compiled is not None and not fits:
     over = memory["peak"] - capacity
-  step = max(seconds.values())
+  step = max(seconds.values()) if chip.overlaps else sum(seconds.values())
   return Plan(target.name, mesh.devices.size, meshes.shape(mesh), cfg.batch_size, size(run.state.params), model, executed, fits, over, capacity, memory, traffic,
               found, seconds, step, model / (step * mesh.devices.size * chip.flops / share), warnings, took)  # fmt: skip
 

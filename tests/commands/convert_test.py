@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 
-import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from research.model.attention import grouped
 from research.model.ffn import dense
 from research.model.inputs import HeadConfig
 from research.training.checkpoint import Checkpoints
+from tests import drawn
 
 VOCAB = 300
 
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
   ffn = dense.Config(hidden=24, activation="silu", gated=True)
   cfg = transformer.Config(layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), ffn=ffn, tie_head=False, residual_init="same")
   model = transformer.make(cfg, VOCAB, {"lm": HeadConfig()}, 32)
-  loading.export(str(path), model, nn.unbox(transformer.init(model, jax.random.key(1))), "llama", more={"eos_token_id": 256})
+  loading.export(str(path), model, drawn.parameters(model, 1), "llama", more={"eos_token_id": 256})
   letters = sorted(pre_tokenizers.ByteLevel.alphabet())
   vocabulary = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
   vocabulary.pre_tokenizer, vocabulary.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +13,8 @@ from research.model import patches, towers, transformer
 from research.model.attention import grouped
 from research.model.ffn import moe
 from research.model.inputs import Projection
+from research.objectives import base
+from tests import drawn
 
 LENGTH, SIZE = 16, 40
 OUTSIDE = "tests.contracts.outside"  # an objective that is not in the package keeps the same contracts
@@ -88,7 +89,7 @@ def component(name: str) -> str:
 def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
   """(objective, model, params, apply) of an objective at its defaults or of a variant of it, with `changes` of its keys."""
   objective, model = parts(name, dropout, model_keys, length, **changes)
-  return objective, model, nn.unbox(transformer.init(model, jax.random.key(0))), compiled(model)
+  return objective, model, drawn.parameters(model), compiled(model)
 
 
 def parts(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
@@ -116,6 +117,15 @@ def shallow(name: str) -> dict[str, int]:
 def compiled(model):
   """`apply` of a model, compiled as a whole: called op by op, each operation would be compiled by itself."""
   return jax.jit(transformer.bind(model), static_argnames=("train", "tower"))
+
+
+_corrupting = {}  # id of an objective -> it, so that the id stays its own, and its corruption
+
+
+def corrupted(objective, key, batch, step):
+  """`objectives.base.corrupted`, compiled as a whole: called op by op, each operation would be compiled by itself."""
+  _, compiled = _corrupting.setdefault(id(objective), (objective, jax.jit(lambda key, batch, step: base.corrupted(objective, key, batch, step))))
+  return compiled(key, batch, step)
 
 
 def objectives(contract: str, variants: bool = True):

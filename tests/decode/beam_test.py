@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig, Inputs
 from research.model.position import learned
+from tests import drawn
 
 V, STOP, LIMIT = 4, 2, 8
 PROMPTS = [np.array(p, np.int32) for p in ([3, 1, 0, 1, 3], [1], [2, 1, 3])]
@@ -31,7 +31,7 @@ def build(scan=False, encoder_layers=0):
       deviation=0.5, scan=scan,
   )  # fmt: skip
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
-  params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(2)))
+  params = drawn.parameters(model, 2)
   params["head_lm"]["bias"] = 0.5 * jax.random.normal(jax.random.key(1), (V,))
   return model, params
 

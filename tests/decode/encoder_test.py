@@ -15,6 +15,7 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig, Inputs
 from research.model.position import bias, learned
+from tests import drawn
 from tests.contracts.common import compiled
 
 V, START = 23, 7
@@ -132,6 +133,6 @@ def test_missing_and_needless_sources_are_refused(built):
     Generator(*built, RULES, context=5)(None, GREEDY, 6, KEY, SOURCES)
   cfg = transformer.Config(layers=1, width=16, attention=grouped.Config(heads=4))
   model = transformer.make(cfg, V, {"lm": HeadConfig()}, 64)
-  single = model, nn.unbox(transformer.init(model, jax.random.key(0)))
+  single = model, drawn.parameters(model)
   with pytest.raises(ValueError, match="no encoder"):
     Generator(*single)(PROMPTS, GREEDY, 3, KEY, SOURCES)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import types
 
-import flax.linen as nn
-import jax
 import pytest
 
 from research import generate
@@ -19,6 +17,7 @@ from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig
 from research.training import restore
+from tests import drawn
 
 
 @pytest.fixture
@@ -29,7 +28,7 @@ def make_run(monkeypatch, tmp_path):
     tokenizer = tokenizers.train(tokenizers.Config(kind="byte"), ["any"])
     cfg = transformer.Config(layers=1, encoder_layers=encoder_layers, width=16, attention=grouped.Config(heads=2), deviation=0.5, tie_head=False)
     model = transformer.make(cfg, tokenizer.vocab.size, {"lm": HeadConfig()}, 32)
-    params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
+    params = drawn.parameters(model)
     data = types.SimpleNamespace(length=32, prepend_bos=False)
     run = types.SimpleNamespace(cfg=types.SimpleNamespace(data=data), objective=types.SimpleNamespace(start=None, causal=True), model=model, params=params,
                                 tokenizer=tokenizer)  # fmt: skip

@@ -27,7 +27,7 @@ def build(scan=False):
     layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), position=learned.Config(), deviation=0.6, scan=scan
   )
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
-  params = nn.unbox(transformer.init(model, jax.random.key(0)))
+  params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
   params["head_lm"]["bias"] = jax.random.normal(jax.random.key(1), (V,))
   return model, params
 

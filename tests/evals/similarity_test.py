@@ -28,6 +28,7 @@ from research.model.inputs import HeadConfig, Inputs
 from research.model.position import learned
 from research.training.checkpoint import Checkpoints
 from research.training.restore import TOKENIZER
+from tests import drawn
 from tests import resume_under_kill as tiny
 from tests.hf import encoders
 
@@ -51,7 +52,7 @@ def build(heads=None, **changes):
   cfg = transformer.Config(layers=1, width=12, attention=grouped.Config(heads=3), position=learned.Config(), **changes)
   tokens = tokenizer()
   model = transformer.make(cfg, tokens.vocab.size, heads or {"lm": HeadConfig()}, LENGTH)
-  return model, encoders.parameters(model)
+  return model, drawn.parameters(model)
 
 
 def vectors(monkeypatch, model, params, pairs=PAIRS, batch_size=4, causal=False, tokens=None):
@@ -195,7 +196,7 @@ def saved_run(workdir):
   cfg, tokens = configs.typed(config), tokenizer()
   tokens.save(os.path.join(workdir, TOKENIZER))
   objective = configs.make(cfg.objective, tokens.vocab, cfg.data.length)
-  params = encoders.parameters(configs.make(cfg.model, tokens.vocab.size, objective.heads, cfg.data.length))
+  params = drawn.parameters(configs.make(cfg.model, tokens.vocab.size, objective.heads, cfg.data.length))
   checkpoints = Checkpoints(workdir, cfg.checkpoint)
   checkpoints.save(TrainState(np.int32(2), params, {}, {}, jax.random.key(0)), {"step": 2, "tokenizer": tokens.digest}, None)
   checkpoints.close()

@@ -18,6 +18,7 @@ from research.hf import files, loading
 from research.hf.family import describe, families
 from research.model.inputs import positions_within
 from research.objectives.base import corrupted
+from tests import drawn
 from tests.hf import common, encoders
 from tests.hf.common import Case
 from tests.hf.encoders import FIRST, Rows
@@ -275,7 +276,7 @@ def written(folder, family, architecture, seed=0):
   """A folder of a tiny model with drawn weights."""
   _, model = describe(TINY[family] | dict(architectures=[architecture]), "here")
   module = loading.build(model, "here")
-  params = encoders.parameters(module, seed)
+  params = drawn.parameters(module, seed)
   loading.export(str(folder), module, params, family)
   return module, params
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.trees import map_named
 from research.model import transformer
 from research.model.inputs import Inputs, positions_within
 from tests.compiling import QUICK
@@ -32,13 +30,6 @@ class Rows(NamedTuple):
   tokens: np.ndarray
   mask: np.ndarray  # 1 where there is text
   types: np.ndarray
-
-
-def parameters(model: nn.Module, seed: int = 0) -> Any:
-  """Drawn parameters that hide nothing: no zero bias, no unit scale. Much sooner there than those that an initialisation compiles."""
-  rng, wanted = np.random.default_rng(seed), nn.unbox(jax.eval_shape(lambda: transformer.init(model, jax.random.key(0))))
-  draw = lambda name, leaf: rng.normal(name.endswith("scale"), 0.2 if leaf.ndim < 2 else 0.6 / leaf.shape[-1] ** 0.5, leaf.shape).astype(leaf.dtype)
-  return map_named(draw, wanted)
 
 
 def rows(config: Any, count: int = 3, length: int = 11, left: bool = False, seed: int = 0) -> Rows:

@@ -22,6 +22,7 @@ from research.model.inputs import HeadConfig
 from research.model.position import bias, learned
 from research.objectives.base import Example
 from research.training.restore import restore
+from tests import drawn
 from tests.hf import encoders
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh")]
@@ -37,7 +38,7 @@ def write_bert(folder, head, labels):
   names = {str(i): label for i, label in enumerate(labels)}
   heads = {head: _head(BERT, head, "gelu", HfConfig({"id2label": names}, ""))}
   model = transformer.make(cfg, len(WORDS), heads, 16)
-  loading.export(str(folder), model, encoders.parameters(model), "bert", more={"id2label": names, "label2id": {label: int(i) for i, label in names.items()}})
+  loading.export(str(folder), model, drawn.parameters(model), "bert", more={"id2label": names, "label2id": {label: int(i) for i, label in names.items()}})
   (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
   (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
 
@@ -84,7 +85,7 @@ def test_a_published_encoder_decoder_becomes_a_run(tmp_path):
       position=bias.Config(kind="buckets"), tie_head=False, deviation=0.3,
   )  # fmt: skip
   model = transformer.make(cfg, len(words), {"lm": HeadConfig()}, 16)
-  loading.export(str(folder), model, encoders.parameters(model), "t5")
+  loading.export(str(folder), model, drawn.parameters(model), "t5")
   vocabulary = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
   vocabulary.pre_tokenizer = pre_tokenizers.Whitespace()
   vocabulary.add_special_tokens(words[:3])

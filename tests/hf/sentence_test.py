@@ -21,8 +21,8 @@ from research.model.inputs import HeadConfig, Inputs
 from research.objectives import reading
 from research.parallel import mesh as meshes
 from research.training.restore import restore
+from tests import drawn
 from tests.contracts.common import compiled
-from tests.hf import encoders
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh", *(f"##{letter}" for letter in "abcdefgh"), "."]
 CONFIG = dict(model_type="bert", architectures=["BertModel"], hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=12,
@@ -35,7 +35,7 @@ def write(folder, head, length=12):
   _, model = describe(CONFIG, "here")
   model = model._replace(heads={**model.heads, sentence.EMBEDDING: head}, length=length)
   module = loading.build(model, "here")
-  params = encoders.parameters(module)
+  params = drawn.parameters(module)
   loading.export(str(folder), module, params, "bert")
   (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
   (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))

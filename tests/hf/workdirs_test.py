@@ -13,7 +13,7 @@ from research.core.errors import UserError
 from research.hf import files, loading
 from research.hf.family import describe
 from research.hf.processor import applied
-from tests.hf import encoders
+from tests import drawn
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -38,7 +38,7 @@ def publish(folder: pathlib.Path, name: str, **changes) -> None:
   family, described = describe(config, "config.json")
   model = loading.build(described, name)
   more = {key: config[key] for key in ("decoder_start_token_id", "eos_token_id", "bos_token_id", "pad_token_id", "id2label") if config.get(key) is not None}
-  loading.export(str(folder), model, encoders.parameters(model), family.name, more=more)
+  loading.export(str(folder), model, drawn.parameters(model), family.name, more=more)
   if name not in SPECIAL:
     return
   words = [f"w{i}" for i in range(described.vocab_size)]

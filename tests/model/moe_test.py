@@ -16,11 +16,12 @@ from research.model.attention import grouped
 from research.model.ffn import dense, moe
 from research.model.inputs import HeadConfig, Inputs
 from research.model.layers import ACTIVATIONS
-from research.objectives.base import corrupted
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training.step import make_train_step
+from tests import drawn
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.mesh_invariance import DOUBLE, MESHES, losses
 
 B, L, D = 8, 6, 8
@@ -148,7 +149,7 @@ def test_operations_are_those_of_the_active_experts_on_any_mesh():
 
 def experts_model(**changes):
   objective, model = common.parts("causal_lm-experts", model_keys=changes)
-  return objective, model, nn.unbox(jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0)))
+  return objective, model, drawn.parameters(model)
 
 
 def test_training_adds_the_models_own_losses_and_microbatches_change_nothing():
@@ -197,7 +198,7 @@ def test_an_encoder_and_its_decoder_both_have_experts():
   def aux(params, inputs):
     return transformer.bind(model)(params, inputs, read={"lm": None}).aux["router_z"].values
 
-  params = nn.unbox(jax.jit(lambda key: transformer.init(model, key))(jax.random.key(0)))
+  params = drawn.parameters(model)
   grads = jax.jit(jax.grad(lambda params: jnp.sum(aux(params, inputs))))(params)
   for stack in ("stack", "encoder"):
     assert jnp.abs(grads[stack]["block_0"]["feed_forward"]["router"]["kernel"]).max() > 0

@@ -15,6 +15,7 @@ from research.model.attention import grouped
 from research.model.ffn import dense
 from research.model.inputs import HeadConfig, Inputs, Past, positions_within
 from research.model.position import bias, learned, nope, relative, rotary, sinusoidal
+from tests import drawn
 from tests.contracts.common import compiled
 
 SCHEMES = {"sinusoidal": sinusoidal.Config(), "learned": learned.Config(), "rotary": rotary.Config(), "nope": nope.Config(),
@@ -26,11 +27,7 @@ def build(length=L, heads=None, **changes):
   changes.setdefault("attention", grouped.Config(heads=4, kv_heads=2, qk_norm=True))
   cfg = transformer.Config(**{"layers": 2, "width": 16, "deviation": 0.3, **changes})
   model = transformer.make(cfg, V, heads or {"lm": HeadConfig()}, length)
-  params = nn.unbox(transformer.init(model, jax.random.key(0)))
-  # Random values everywhere: zeros and ones would hide a missing bias or scale.
-  leaves, tree = jax.tree.flatten(params)
-  noisy = [leaf + 0.2 * jax.random.normal(jax.random.key(i), leaf.shape) for i, leaf in enumerate(leaves)]
-  return model, jax.tree.unflatten(tree, noisy), compiled(model)
+  return model, drawn.parameters(model), compiled(model)
 
 
 def tokens(rows=2, length=L, seed=0):
@@ -280,15 +277,15 @@ def test_images_as_rows_of_patches():
   cfg = transformer.Config(layers=1, width=16, attention=grouped.Config(heads=4), position=learned.Config(),
                            patches=patches.Config(height=8, width=12, patch=4, channels=2))  # fmt: skip
   model = transformer.make(cfg, 0, heads, 0)
-  params = nn.unbox(transformer.init(model, jax.random.key(0)))
+  params = drawn.parameters(model)
   images = jax.random.normal(jax.random.key(1), (2, 8, 12, 2))
   apply = compiled(model)
   out = apply(params, Inputs(images=images, kind="full"), read={"classes": None})
   whole = apply(params, Inputs(images=images, kind="full"), read={}).hidden
   assert whole.shape == (2, 7, 16) and out.heads["classes"].shape == (2, 1, 3)
-  cut = nn.unbox(params)["patches"]["pixels"]["kernel"].reshape(32, 16)
+  pixels = params["patches"]["pixels"]
   embedded = model.apply({"params": params}, images, method=lambda m, x: m.patches(x))
-  np.testing.assert_allclose(embedded[1, 1 + 4], images[1, 4:8, 4:8].reshape(32) @ cut, atol=1e-5)  # row 1, column 1
+  np.testing.assert_allclose(embedded[1, 1 + 4], images[1, 4:8, 4:8].reshape(32) @ pixels["kernel"].reshape(32, 16) + pixels["bias"], atol=1e-5)  # row 1, column 1
 
 
 def test_towers_are_apart_and_share_a_scale():
@@ -298,7 +295,7 @@ def test_towers_are_apart_and_share_a_scale():
            "image": HeadConfig(kind="vector", pool="first", outputs=8, normalize=True, tower="image"),
            "scale": HeadConfig(kind="scale", initial=10.0)}  # fmt: skip
   model = towers.make(towers.Config({"text": small(), "image": image}), V, heads, L)
-  params = nn.unbox(transformer.init(model, jax.random.key(0)))
+  params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
   apply = compiled(model)
   text = apply(params, Inputs(tokens(), kind="full"), read={"text": None, "scale": None}, tower="text").heads
   other = apply(params, Inputs(images=jnp.ones((2, 4, 4, 3)), kind="full"), read={"image": None}, tower="image").heads

@@ -8,8 +8,9 @@ from research.core import config as configs
 from research.core.config import use
 from research.core.errors import UserError
 from research.core.types import Batch
-from research.objectives.base import corrupted, finish, total_weights
+from research.objectives.base import finish, total_weights
 from tests.contracts import common
+from tests.contracts.common import corrupted
 
 
 def example(segments):

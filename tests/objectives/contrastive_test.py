@@ -10,12 +10,12 @@ import pytest
 from research.core.types import Batch
 from research.evals import loss as loss_eval
 from research.model.inputs import EMBEDDING, Output
-from research.objectives.base import corrupted
 from research.objectives.in_batch import info_nce, pairwise_sigmoid
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training.step import make_train_step
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.hf.common import quick
 
 KEY = jax.random.key(5)

@@ -7,8 +7,8 @@ import pytest
 
 from research.core.errors import UserError
 from research.model.inputs import Inputs
-from research.objectives.base import corrupted
 from tests.contracts import common
+from tests.contracts.common import corrupted
 
 KEY = jax.random.key(0)
 

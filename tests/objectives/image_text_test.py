@@ -9,8 +9,8 @@ from research.core import config as configs
 from research.core.config import use
 from research.model import transformer
 from research.model.inputs import Output
-from research.objectives.base import corrupted
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.hf.common import Case, make_pair, quick, reference
 
 KEY = jax.random.key(4)

@@ -10,8 +10,8 @@ import pytest
 from research.core.types import Batch
 from research.model.attention import grouped
 from research.model.attention.kernels import chunked, splash
-from research.objectives.base import corrupted
 from tests.contracts import common
+from tests.contracts.common import corrupted
 
 HIDING = dict(keep_rate=0.0, random_rate=0.0)  # no token stays in sight, none is drawn that might be another's
 CASES = {

@@ -15,8 +15,9 @@ from research.core.errors import UserError
 from research.core.types import Batch
 from research.model.inputs import Inputs, positions_within
 from research.objectives import spans
-from research.objectives.base import choose, corrupted
+from research.objectives.base import choose
 from tests.contracts import common
+from tests.contracts.common import corrupted
 
 ROWS, LENGTH, SIZE = 512, 64, 1000
 FIRST = len(common.SPECIAL)

@@ -8,8 +8,9 @@ import pytest
 from research.core import config as configs
 from research.core.config import use
 from research.core.types import Batch, Vocab
-from research.objectives.base import corrupted, finish
+from research.objectives.base import finish
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.hf.common import Case, make_pair, quick, reference
 
 KEY = jax.random.key(2)

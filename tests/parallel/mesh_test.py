@@ -15,6 +15,7 @@ from research.core.trees import named_leaves
 from research.model import transformer
 from research.model.attention import grouped
 from research.parallel import mesh as meshes
+from tests import drawn
 from tests.contracts import common
 
 
@@ -85,9 +86,9 @@ def placed(optimizer, axes, **changes):
   """Shapes with shardings of a state, by name."""
   objective = configs.make(configs.typed(use("objectives.masked_lm")), common.vocab(), 12)
   model = transformer.make(transformer.Config(**{**MODEL, **changes}), common.SIZE, objective.heads, 12)
-  boxed = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
+  boxed = drawn.boxed(model)
   made = configs.make(configs.typed(use("optim.optimizer", **optimizer)), 200, nn.unbox(boxed))
-  state = jax.eval_shape(lambda key: common.state(nn.unbox(transformer.init(model, key)), made), jax.random.key(0))
+  state = jax.eval_shape(lambda params: common.state(params, made), nn.unbox(boxed))
   shardings = meshes.state_shardings(boxed, state, meshes.make(meshes.Config(**axes)))
   return {name: (leaf.shape, sharding) for (name, leaf), (_, sharding) in zip(named_leaves(state), named_leaves(shardings))}
 

@@ -15,10 +15,10 @@ from research.model.attention.core import attend
 from research.model.attention.kernels import splash
 from research.model.inputs import Sight
 from research.model.layers import constrain
-from research.objectives.base import corrupted
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from tests.contracts import common
+from tests.contracts.common import corrupted
 
 
 def on(axes):

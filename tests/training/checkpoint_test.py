@@ -17,10 +17,10 @@ import pytest
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.trees import named_leaves
-from research.model import transformer
 from research.optim import optimizer
 from research.parallel import mesh as meshes
 from research.training.checkpoint import FOLDER, Checkpoints, Config
+from tests import drawn
 from tests.contracts import common
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -95,8 +95,8 @@ def test_parameters_without_the_model(saved, state):
 @pytest.mark.parametrize("axes", [dict(data=8), dict(data=2, fsdp=2, tensor=2), dict(data=1, fsdp=4, tensor=2)], ids=str)
 def test_onto_another_mesh(saved, state, axes):
   model, _, optim = build()
-  boxed = jax.eval_shape(lambda key: transformer.init(model, key), jax.random.key(0))
-  shapes = jax.eval_shape(lambda key: common.state(nn.unbox(transformer.init(model, key)), optim), jax.random.key(0))
+  boxed = drawn.boxed(model)
+  shapes = jax.eval_shape(lambda params: common.state(params, optim), nn.unbox(boxed))
   shardings = meshes.state_shardings(boxed, shapes, meshes.make(meshes.Config(**axes)))
   target = jax.tree.map(lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings)
   found = Checkpoints(str(saved)).restore(target)

@@ -11,10 +11,10 @@ import pytest
 from research.core import config as configs
 from research.core.types import Mean
 from research.model.inputs import Output
-from research.objectives.base import corrupted
 from research.optim import guard, optimizer, schedule
 from research.training.step import gradient_norms, in_microbatches, make_train_step
 from tests.contracts import common
+from tests.contracts.common import corrupted
 from tests.hf.common import quick
 
 BAD = 5  # index of the row that makes a batch's loss NaN
