@@ -24,7 +24,6 @@ if __name__ == "__main__":
 import contextlib
 import functools
 import os
-import shlex
 import sys
 
 from absl import flags
@@ -57,13 +56,14 @@ def main(arguments: list[str]) -> int:
   jax.config.update("jax_platforms", "cpu")  # a sweep computes nothing itself, and must not hold what its runs need
   from research.studies import board, clusters, launch, stages
   from research.studies.runs import Ready
-  from research.studies.study import load_study
+  from research.studies.study import load_study, words_of
   from research.training.workdir import claimed
 
+  words = words_of(FLAGS.launcher_flags, "--launcher_flags")
   study = load_study(path, overrides)
   say = functools.partial(print, file=sys.stderr if FLAGS.launcher == "commands" or FLAGS.dry_run else sys.stdout, flush=True)
   os.makedirs(FLAGS.workdir, exist_ok=True)
-  root, words, many = FLAGS.workdir, shlex.split(FLAGS.launcher_flags), FLAGS.parallel
+  root, many = FLAGS.workdir, FLAGS.parallel
 
   def start(runs):
     if FLAGS.launcher == "slurm":

@@ -26,7 +26,7 @@ class Board:
     if sys.stdout.isatty():
       from rich.live import Live
 
-      self._live = Live(auto_refresh=False, transient=True)
+      self._live = Live(auto_refresh=False)
 
   def __enter__(self) -> "Board":
     if self._live is not None:
@@ -43,9 +43,9 @@ class Board:
     else:
       self._live.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-  def update(self, states: Mapping[str, str]) -> None:
-    """Shows the table, at most twice a second."""
-    if self._live is not None and time.monotonic() - self._shown >= REFRESH:
+  def update(self, states: Mapping[str, str], last: bool = False) -> None:
+    """Shows the table, at most twice a second; the last one stays."""
+    if self._live is not None and (last or time.monotonic() - self._shown >= REFRESH):
       self._shown = time.monotonic()
       self._live.update(self._table(states), refresh=True)
 

@@ -116,8 +116,9 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int) -> Outcom
           elif task is not None:
             states[run.address] = RUNS
             children.append(_start(run, task, root, free.pop(), board))
-        board.update(states)
-        if not children and (told is not None or not {WAITS, ELSEWHERE} & set(states.values())):
+        ended = not children and (told is not None or not {WAITS, ELSEWHERE} & set(states.values()))
+        board.update(states, last=ended)
+        if ended:
           return Outcome(states, told)
         time.sleep(TICK)
   finally:

@@ -69,7 +69,7 @@ def closing(outcome: Outcome, say: Callable[[str], None], what: str, told: bool)
   done, failed = counts[DONE], counts[FAILED]
   of = f"{done} of {len(outcome.states)} {what} are done" + (f", {failed} have failed" if failed else "")
   if outcome.signal:
-    say(f"stopped by {signal.Signals(outcome.signal).name}: {of}; those under way have saved, and the same command goes on")
+    say(f"stopped by {signal.Signals(outcome.signal).name}: {of}; those under way have saved what they had, and the same command goes on")
     return 128 + outcome.signal
   if outcome.pending:
     say(of + ("; when the others have ended, the same command tells what is left" if told else ""))

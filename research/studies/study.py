@@ -226,13 +226,21 @@ def check(study: Study) -> None:
       evaluation(words)
 
 
+def words_of(text: str, where: str) -> list[str]:
+  """The words of a line, as a shell divides them. Raises UserError: a quote that is not closed."""
+  try:
+    return shlex.split(text)
+  except ValueError as error:
+    raise UserError(f"{where} '{text}': {str(error)[:1].lower()}{str(error)[1:]}; close its quotes.") from error
+
+
 def evaluation(text: str) -> tuple[str, dict[str, str]]:
   """Name and flags of `minimal_pairs --data=FILE --pairs=100`.
 
   Raises:
     UserError: no such evaluation or flag.
   """
-  name, *rest = shlex.split(text) or [""]
+  name, *rest = words_of(text, "evals:") or [""]
   known = [*members("evals"), "loss"]
   if name not in known:
     raise UserError(f"evals: no evaluation '{name}'.{nearest(name, known)}")

@@ -93,6 +93,7 @@ def test_a_two_factor_study_is_written_in_fifteen_lines(base, tmp_path):
     ({"baseline": "peak=0.001 width=61"}, ["is no arm", "Did you mean 'peak=0.001 width=16'?"]),
     ({"evals": ("minimal_pear --data=x",)}, ["no evaluation 'minimal_pear'", "Did you mean 'minimal_pairs'?"]),
     ({"evals": ("minimal_pairs --date=x",)}, ["'--date=x'", "Did you mean 'data'?"]),
+    ({"evals": ("minimal_pairs --data='x",)}, ["--data='x", "close its quotes"]),
     ({"steps": None}, ["equal in one thing", "steps, tokens, flops"]),
     ({"tokens": 1e6}, ["not steps and tokens"]),
     ({"steps": 0}, ["steps=0"]),

@@ -174,7 +174,7 @@ def test_a_mistake_in_the_sweep_itself_leaves_no_run_behind(stage):
   stage.do({1: "wait"})
   children, popen = [], subprocess.Popen
 
-  def update(states):
+  def update(states, last):
     raise RuntimeError("a defect")
 
   with pytest.MonkeyPatch.context() as patch:
@@ -192,20 +192,20 @@ def test_no_run_starts_with_code_that_was_edited_under_the_sweep(stage, monkeypa
 
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stage):
-  (other,) = some(1)
+  other, mine = *some(1), *some(2)
   launch.make_folder(other, stage.root)
   looks = []
   with contextlib.ExitStack() as lock:
     lock.enter_context(claimed(other.folder(stage.root)))
 
-    def update(states):
-      looks.append(states[other.address])
+    def update(states, last):
+      looks.append((states[other.address], states[mine.address]))
       if len(looks) == 3:
         leave(other, stage.root)
         lock.close()
 
-    outcome, _ = local(stage, [other, *some(2)], parallel=2, update=update)
-  assert set(outcome.states.values()) == {DONE} and looks[:3] == [boards.ELSEWHERE] * 3 and "start 1" not in stage.notes()
+    outcome, _ = local(stage, [mine, other], update=update)  # one at a time, and that is the other's
+  assert set(outcome.states.values()) == {DONE} and looks[:3] == [(boards.ELSEWHERE, WAITS)] * 3 and "start 1" not in stage.notes()
 
 
 def test_a_run_starts_after_the_one_whose_weights_it_takes(stage):
@@ -354,6 +354,7 @@ def test_sweep_mistakes(fails, study_file, tmp_path):
   fails(sweep, [study_file, f"--workdir={tmp_path}/out", "--config.modle.layers=2"], "'modle.layers'", "Did you mean 'model'?")
   fails(sweep, [study_file, f"--workdir={tmp_path}/out", "--paralel=2"], "'--paralel'", "Did you mean 'parallel'?")
   fails(sweep, [study_file, f"--workdir={tmp_path}/out", "--launcher_flags=--time=1"], "--launcher_flags are for slurm and gke")
+  fails(sweep, [study_file, f"--workdir={tmp_path}/out", "--launcher=gke", "--launcher_flags=--image='x"], "--launcher_flags", "close its quotes")
   assert not (tmp_path / "out").exists()
 
 
