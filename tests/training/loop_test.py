@@ -23,7 +23,7 @@ from research.core.trees import named_leaves
 from research.data import text
 from research.evals import loss as loss_eval
 from research.parallel import mesh as meshes
-from research.training import loop
+from research.training import loop, planning
 from research.training.checkpoint import Checkpoints
 from research.training.restore import restore
 from tests import resume_under_kill as interruptions
@@ -160,6 +160,17 @@ def test_every_line_of_metrics_once_and_the_loss_falls(whole, name):
   train = [line["loss"] for line in found if line["split"] == "train"]
   assert train[0] > 5.0 and train[-1] < train[0] - 0.3
   assert all({"loss", "gradient_norm", "learning_rate", "skipped"} <= line.keys() for line in found if line["split"] == "train")
+
+
+def test_initial_values_are_the_same_on_every_mesh(data):
+  cfg = configs.typed(tiny(data))
+  prepared = planning.Imagined(planning.vocabulary(cfg.data, None))
+  one, many = (
+    loop.initial_state(loop.assemble(cfg, prepared, meshes.make(meshes.Config(**axes), jax.devices()[:count])))
+    for axes, count in ((dict(data=1), 1), (dict(data=2, fsdp=2, tensor=2), 8))
+  )
+  for (name, a), (_, b) in zip(named_leaves(one.params), named_leaves(many.params)):
+    np.testing.assert_array_equal(a, b, err_msg=name)
 
 
 # --- interruptions -----------------------------------------------------------------------------------------------------------
