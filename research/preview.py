@@ -57,7 +57,7 @@ def preview(cfg, directory: str, rows: int, length: int, png: str | None) -> str
   objective = configs.make(cfg.objective, prepared.vocab, cfg.data.length)
   batch = stream.batch(data.train_rows(prepared, cfg.data, objective.element_spec), 0, rows)
   corrupt_key, _ = jax.random.split(jax.random.split(jax.random.key(cfg.seed))[1])  # as the training step does
-  example = jax.tree.map(np.asarray, jax.jit(lambda batch: corrupted(objective, corrupt_key, batch, 0))(batch))  # op by op takes twice as long
+  example = jax.tree.map(np.asarray, jax.jit(lambda batch: corrupted(objective, corrupt_key, batch, 0))(batch))
   labels = getattr(prepared, "labels", ()) if objective.classes else ()
   spell = lambda ids: [_printable(prepared.tokenizer.token(int(i))) for i in ids]
 

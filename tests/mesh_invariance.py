@@ -61,7 +61,7 @@ ARCHITECTURES = {  # objective, or a variant of it -> what it trains
     "similarity": "encoder",
     "seq2seq": "encoder–decoder",
 }
-AS_SHIPPED = {  # objective -> keys at which rounding alone misses the bars of float32; a row more for each, in float64
+AS_SHIPPED = {  # objective -> the keys that ship, which multiply the rounding of a cosine; a row more for each, in float64
     "contrastive": dict(temperature=0.05),
     "contrastive-causal": dict(temperature=0.05),
     "image_text": dict(scale=None),

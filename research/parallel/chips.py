@@ -7,6 +7,7 @@ documented bidirectional number. For v2 and v3 none is documented there; theirs 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 
@@ -19,6 +20,10 @@ class Chip(NamedTuple):
   devices: int = 1  # that JAX sees in one chip
   dimensions: int = 1  # of the torus that the links form
   overlaps: bool = True  # its memory and its links work while it computes
+
+  def least(self, seconds: Iterable[float]) -> float:
+    """The least time, s, of work whose operations, memory and links take so many seconds each."""
+    return max(seconds) if self.overlaps else sum(seconds)
 
 
 GiB = 2**30

@@ -154,7 +154,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
   fits = compiled is not None and (capacity is None or memory["peak"] <= capacity)
   if compiled is not None and not fits:
     over = memory["peak"] - capacity
-  step = max(seconds.values()) if chip.overlaps else sum(seconds.values())
+  step = chip.least(seconds.values())
   return Plan(target.name, mesh.devices.size, meshes.shape(mesh), cfg.batch_size, size(run.state.params), model, executed, fits, over, capacity, memory, traffic,
               found, seconds, step, model / (step * mesh.devices.size * chip.flops / share), warnings, took)  # fmt: skip
 

@@ -148,6 +148,7 @@ def test_a_scanned_stack_talks_as_much_as_an_unrolled_one():
 def test_a_chip_is_told_by_the_longest_name():
   assert chips.of_kind("TPU v5 lite") is chips.CHIPS["v5e"] and chips.of_kind("TPU v5") is chips.CHIPS["v5p"]
   assert chips.of_kind("NVIDIA L40S").flops == 362e12 and chips.of_kind("a loom") is None
+  assert chips.CHIPS["v5e"].least([1, 3, 2]) == 3 and chips.CHIPS["cpu"].least([1, 3, 2]) == 6
   for name, chip in chips.CHIPS.items():
     if chip.kind.startswith("TPU"):
       assert 1 <= chip.flops / chip.bandwidth < 1000 and chip.memory >= 16 * 2**30 and chip.network < chip.bandwidth, name

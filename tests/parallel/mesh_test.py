@@ -15,6 +15,7 @@ from research.core.trees import named_leaves
 from research.model import transformer
 from research.model.attention import grouped
 from research.parallel import mesh as meshes
+from research.parallel.rules import RULES
 from tests import drawn
 from tests.contracts import common
 
@@ -77,6 +78,22 @@ def test_put_spreads_rows_over_data_and_fsdp():
   tokens = placed.rows["tokens"]
   assert {shard.data.shape[0] for shard in tokens.addressable_shards} == {2}
   np.testing.assert_array_equal(tokens, batch.rows["tokens"])
+
+
+@pytest.mark.parametrize("name", ["causal_lm", "causal_lm-experts", "permutation_lm", "next_sentence", "image_text", "seq2seq"])
+def test_initial_values_are_the_same_on_every_mesh(name):
+  """Of each kind of model: decoder, experts, two streams, types, towers with patches, encoder and decoder."""
+  _, model = common.parts(name, model_keys=common.shallow(name))
+  boxed = drawn.boxed(model)
+  init = lambda key: nn.unbox(transformer.init(model, key))
+  one = jax.jit(init)(jax.random.key(0))
+  mesh = meshes.make(meshes.Config(data=2, fsdp=2, tensor=2))
+  shardings = meshes.state_shardings(boxed, nn.unbox(boxed), mesh)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    many = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+  assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(many))
+  for (leaf, a), (_, b) in zip(named_leaves(one), named_leaves(many)):
+    np.testing.assert_array_equal(a, b, err_msg=leaf)
 
 
 MODEL = dict(layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2, qk_norm=True), norm="layer", norm_bias=True)
