@@ -16,7 +16,6 @@ if __name__ == "__main__":
   startup.prepare()
 
 import statistics
-import time
 
 from absl import flags
 
@@ -33,16 +32,13 @@ MODEL = ("model.layers=2", "model.width=256", "model.attention.heads=8", "data.t
 
 def main(arguments: list[str]) -> int:
   parse(arguments, FLAGS, __doc__)
-  import flax.linen as nn
-  import jax
-  import numpy as np
   import scipy.stats
 
+  from benchmarks import real_step
   from research.core import config as configs
   from research.parallel import mesh as meshes
   from research.parallel import topology
-  from research.parallel.rules import RULES
-  from research.training import loop, planning
+  from research.training import planning
 
   target, predicted, measured = topology.make("cpu:8"), [], []
   print(f"{'predicted':>10}{'measured':>10}  mesh")
@@ -50,20 +46,8 @@ def main(arguments: list[str]) -> int:
     changes = [f"--config.mesh.{axis}={sizes.get(axis, 1)}" for axis in meshes.AXES]
     cfg = configs.typed(load("configs/base.py", [*(f"--config.{key}" for key in MODEL), *changes]))
     plan = planning.make(cfg, target)
-    mesh = meshes.make(cfg.mesh, target.devices)
-    run = loop.assemble(cfg, planning.Imagined(planning.vocabulary(cfg.data, None)), mesh)
-    rows = {name: np.random.default_rng(0).integers(1, 100, (cfg.batch_size, *field.shape)).astype(field.dtype) for name, field in run.objective.element_spec.items()}
-    rows = {name: np.ones_like(array) if name == "segments" else array for name, array in rows.items()}
-    batch = meshes.put(planning.Batch(rows, np.zeros((cfg.batch_size, 2), np.uint32), np.ones(cfg.batch_size, bool)), mesh)
-    state, taken = loop.initial_state(run), []
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-      step = loop.jitted_step(run)
-      for _ in range(FLAGS.steps + 1):  # the first compiles
-        started = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, batch))
-        taken.append(time.perf_counter() - started)
     predicted.append(plan.step_seconds)
-    measured.append(statistics.median(taken[1:]))
+    measured.append(statistics.median(real_step.start(cfg, target.devices).seconds(FLAGS.steps)))
     print(f"{predicted[-1]:>8.2f} s{measured[-1]:>8.2f} s  {meshes.describe(plan.mesh)}", flush=True)
   print(f"Spearman's rank correlation of {len(MESHES)} meshes: {scipy.stats.spearmanr(predicted, measured).statistic:.2f}")
   return 0

@@ -3,9 +3,9 @@
   python -m research.plan --config=configs/llama.py:3_8b --topology=v5p:4x4x4 --config.mesh.fsdp=64 [--config.batch_size=64 …] [--json]
   python -m research.plan --config=configs/gpt2.py --topology=v5e:4x4 --search --batches=64,128
 
-Topologies are v5e:16x16, v5p:4x4x8, v6e:…, v4:…, tpu7x:… (libtpu is the compiler, no TPU is needed) and cpu:8, simulated devices. No data is read. A
-step's time is the largest of three floors: operations at the chip's peak, bytes through its memory, bytes over its links; for simulated devices, which
-do all of it on the same cores, their sum. A real step is slower.
+Topologies are v5e:16x16, v5p:4x4x8, v6e:…, v4:…, tpu7x:… (libtpu is the compiler, no TPU is needed), gpu:1, GPUs of this machine, and cpu:8, simulated
+devices. No data is read. A step's time is the largest of three floors: operations at the chip's peak, bytes through its memory, bytes over its links; for
+simulated devices, which do all of it on the same cores, their sum. A real step is slower.
 """
 
 from __future__ import annotations

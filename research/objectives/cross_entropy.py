@@ -16,10 +16,11 @@ import numpy as np
 
 from research.core.types import Array
 from research.model.inputs import Projection
-from research.model.layers import constrain, parts
+from research.model.layers import constrain, parts, platform
 
 CHUNK = 1 << 22  # logits of one row that are alive at a time (16 MiB a row in float32); fewer chunks add to the gradient of the kernel less often
 PIECE = 1 << 15  # entries of the vocabulary that a CPU multiplies at a time: narrower products run faster there
+ALIGN = 128  # a GPU's matrix units take whole tiles of rows: a vocabulary of another size is filled up with entries that cannot be
 
 
 class TokenLoss(NamedTuple):
@@ -34,6 +35,7 @@ class Form(NamedTuple):
   chunks: int  # of the places
   pieces: int  # of the vocabulary
   parts: int  # that the mesh cuts the places into: a chunk takes some of each, so that no device waits for another's
+  vocab: int  # entries that can be; what the kernel has beyond them is filling
   z_loss: float
   label_smoothing: float
 
@@ -60,7 +62,10 @@ def token_loss(scores: Projection, targets: Array, weights: Array, z_loss: float
   # The kernel is gathered along its sharded width once, not once a chunk.
   kernel = constrain(scores.kernel.astype(scores.hidden.dtype), "vocab", None)
   bias = None if scores.bias is None else scores.bias.astype(wide)
-  form = Form(chunks, pieces, spread, z_loss, label_smoothing)
+  filling = _filling(V)
+  if filling:
+    kernel, bias = jnp.pad(kernel, ((0, filling), (0, 0))), None if bias is None else jnp.pad(bias, (0, filling))
+  form = Form(chunks, pieces, spread, V, z_loss, label_smoothing)
   total, nll, correct = _fused(scores.hidden, kernel, bias, targets, weights.astype(wide), form)
   return TokenLoss(total, nll, correct)
 
@@ -76,6 +81,11 @@ def _pieces(vocab: int) -> int:
   if jax.default_backend() != "cpu" or jax.sharding.get_abstract_mesh().size > 1:
     return 1
   return -(-vocab // PIECE)
+
+
+def _filling(vocab: int) -> int:
+  """Entries that a kernel of `vocab` rows lacks for whole tiles of a GPU; none where the mesh cuts it."""
+  return -vocab % ALIGN if platform() == "gpu" and parts("vocab") == 1 else 0
 
 
 def _cut(x: Array | None, pieces: int) -> list[Array | None]:
@@ -124,14 +134,19 @@ def _scores(hidden: Array, kernels: list[Array], biases: list[Array | None], tar
   across = (((hidden.ndim - 1,), (1,)), ((), ()))
   logits = [jax.lax.dot_general(hidden, kernel, across, preferred_element_type=weights.dtype) for kernel in kernels]
   logits = [piece if bias is None else piece + bias for piece, bias in zip(logits, biases)]
+  filled = sum(map(len, kernels)) > form.vocab  # in one piece
+  possible = jnp.arange(len(kernels[0])) < form.vocab if filled else None
+  if filled:
+    logits = [jnp.where(possible, piece, jnp.finfo(piece.dtype).min) for piece in logits]
   peak = functools.reduce(jnp.maximum, [jnp.max(piece, axis=-1) for piece in logits])
-  likelihoods = [_made(jnp.exp(piece - peak[..., None])) for piece in logits]
+  # Fused into the sum, exp takes a CPU several times as long as both apart, and is made anew afterwards.
+  likelihoods = [_made(jnp.exp(piece - peak[..., None]), "cpu") for piece in logits]
   norm = sum(jnp.sum(piece, axis=-1) for piece in likelihoods)
   log_z = jnp.log(norm) + peak
   target = sum(_at(piece, targets - start, len(logits)) for piece, start in zip(logits, _starts(kernels)))
   loss = nll = log_z - target
   if form.label_smoothing:
-    mean = sum(jnp.sum(piece, axis=-1) for piece in logits) / sum(map(len, kernels))
+    mean = sum(jnp.sum(piece, axis=-1, where=possible) for piece in logits) / form.vocab
     loss = (1 - form.label_smoothing) * nll + form.label_smoothing * (log_z - mean)
   if form.z_loss:
     loss = loss + form.z_loss * jnp.square(log_z)
@@ -151,9 +166,9 @@ def _at(piece: Array, places: Array, pieces: int) -> Array:
   return jnp.where(here, jnp.take_along_axis(piece, jnp.where(here, places, 0)[:, None], axis=-1)[:, 0], 0)
 
 
-def _made(x: Array) -> Array:
-  """x, on a CPU as an array: XLA there fuses exp into a sum that takes several times as long as both apart, and makes exp anew afterwards."""
-  return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+def _made(x: Array, on: str) -> Array:
+  """x, on one platform as an array that XLA makes once and fuses into nothing."""
+  return jax.lax.platform_dependent(x, default=lambda x: x, **{on: jax.lax.optimization_barrier})
 
 
 def _rows(chunk: tuple[Array, ...], form: Form) -> tuple[Array, ...]:
@@ -179,7 +194,7 @@ def _fused(hidden, kernel, bias, targets, weights, form):
 
 
 def _forward(hidden, kernel, bias, targets, weights, form):
-  wide, V = weights.dtype, len(kernel)
+  wide = weights.dtype
   kernels, biases = _cut(kernel, form.pieces), _cut(bias, form.pieces)
   rows = tuple(range(1 if form.parts == 1 else 2))
   down, along = ((rows, rows), ((), ())), (((len(rows),), (0,)), ((), ()))
@@ -197,8 +212,9 @@ def _forward(hidden, kernel, bias, targets, weights, form):
       hit = targets[..., None] == start + jnp.arange(piece.shape[-1], dtype=targets.dtype)
       d_logits = piece * of_p[..., None] - hit * ((1 - form.label_smoothing) * weights)[..., None]
       if form.label_smoothing:
-        d_logits = d_logits - (form.label_smoothing / V * weights)[..., None]
-      d_logits = d_logits.astype(hidden.dtype)
+        d_logits = d_logits - (form.label_smoothing / form.vocab * weights)[..., None]
+      # Fused into the two products, it would be made once for each tile of them, and a GPU's own matrix library could not compute them.
+      d_logits = _made(d_logits.astype(hidden.dtype), "cuda")
       d_hidden = d_hidden + jax.lax.dot_general(d_logits, kernels[i], along, preferred_element_type=wide)
       d_kernels[i] = d_kernels[i] + jax.lax.dot_general(d_logits, hidden, down, preferred_element_type=wide)
       if bias is not None:  # a product, which is faster than a sum down the columns

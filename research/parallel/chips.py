@@ -1,8 +1,10 @@
 """What one chip can do: the one table of peaks, memories and links.
 
 TPU numbers are those of Google Cloud's documentation of each version ("System architecture", table of specifications); NVIDIA's are of the data sheets,
-dense, of the SXM form where there are several. Bandwidth of a TPU's links is what one chip sends, over all its links together, one way: half of the
-documented bidirectional number. For v2 and v3 none is documented there; theirs are four links of 496 and 656 Gbit/s (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural networks").
+dense, of the SXM form where there are several, with the larger memory. Bandwidth of a TPU's links is what one chip sends, over all its links together, one
+way: half of the documented bidirectional number; a GPU's is that of its NVLink (PCIe for the L4 and the L40S, which have none), halved likewise. For v2 and
+v3 none is documented there; theirs are four links of 496 and 656 Gbit/s (Jouppi et al. 2020, "A domain-specific supercomputer for training deep neural
+networks").
 """
 
 from __future__ import annotations
@@ -35,13 +37,14 @@ CHIPS = {
     "v5p": Chip("TPU v5", 459e12, 95 * GiB, 2765e9, 600e9, 1, 3),
     "v6e": Chip("TPU v6 lite", 918e12, 32 * GiB, 1640e9, 400e9, 1, 2),
     "tpu7x": Chip("TPU7x", 2307e12, 192 * GiB, 7380e9, 600e9, 2, 3),
-    "v100": Chip("Tesla V100", 125e12),
-    "a100": Chip("NVIDIA A100", 312e12),
-    "h100": Chip("NVIDIA H100", 989e12),
-    "h200": Chip("NVIDIA H200", 989e12),
-    "b200": Chip("NVIDIA B200", 2250e12),
-    "l4": Chip("NVIDIA L4", 121e12),
-    "l40s": Chip("NVIDIA L40S", 362e12),
+    # The memory of a GPU is what its driver tells (topology.make): several are sold with more and with less.
+    "v100": Chip("Tesla V100", 125e12, None, 900e9, 150e9),
+    "a100": Chip("NVIDIA A100", 312e12, None, 2039e9, 300e9),
+    "h100": Chip("NVIDIA H100", 989e12, None, 3350e9, 450e9),
+    "h200": Chip("NVIDIA H200", 989e12, None, 4800e9, 450e9),
+    "b200": Chip("NVIDIA B200", 2250e12, None, 8000e9, 900e9),
+    "l4": Chip("NVIDIA L4", 121e12, None, 300e9, 32e9),
+    "l40s": Chip("NVIDIA L40S", 362e12, None, 864e9, 32e9),
     # Of no product: the order of one of eight simulated devices that share a small machine, so that predicted times can be ranked.
     "cpu": Chip("cpu", 24e9, None, 3e9, 1e9, overlaps=False),
 }

@@ -1,7 +1,7 @@
 """Devices that one does not have: what programs are compiled for, never run on.
 
 `v5e:16x16` names a chip of `chips.CHIPS` and the shape of its torus; the compiler is libtpu's, which needs no TPU. `cpu:8` are simulated devices of this
-machine, which need nothing and can run too.
+machine, which need nothing and can run too. `gpu:1` are GPUs of this machine: their compiler needs them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 
 from research.core.errors import UserError, nearest
-from research.parallel.chips import CHIPS, Chip
+from research.parallel.chips import CHIPS, Chip, of_kind
 
 TPUS = [name for name, chip in CHIPS.items() if chip.kind.startswith("TPU")]
 # Two cores of these work as one device; without the name of that form each core would be a device.
@@ -32,8 +32,8 @@ class Topology(NamedTuple):
 
 
 def prepare(name: str) -> None:
-  """Sets what must be set before JAX starts: nothing asks a cloud's metadata server, and no accelerator of this machine is touched."""
-  os.environ["JAX_PLATFORMS"] = "cpu"
+  """Sets what must be set before JAX starts: nothing asks a cloud's metadata server, and no accelerator of this machine is touched unless it is asked for."""
+  os.environ["JAX_PLATFORMS"] = "cuda,cpu" if name.startswith("gpu") else "cpu"
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # a process that only compiles holds no chip
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")  # libtpu complains where these two are missing, and reads no more of them
@@ -49,11 +49,13 @@ def make(name: str) -> Topology:
   """The devices of a topology.
 
   Raises:
-    UserError: no such chip or shape, no libtpu, or fewer simulated devices than asked for.
+    UserError: no such chip or shape, no libtpu, or fewer GPUs or simulated devices than asked for.
   """
   chip, colon, form = name.partition(":")
-  if chip not in ("cpu", *TPUS):
-    raise UserError(f"--topology={name}: no chip '{chip}' to compile for.{nearest(chip, ['cpu', *TPUS])}")
+  if chip not in ("cpu", "gpu", *TPUS):
+    raise UserError(f"--topology={name}: no chip '{chip}' to compile for.{nearest(chip, ['cpu', 'gpu', *TPUS])}")
+  if chip == "gpu":
+    return _gpus(name, form)
   if chip == "cpu":
     if not form.isdigit() or int(form) < 1:
       raise UserError(f"--topology={name}: write cpu:NUMBER of devices, such as cpu:8.")
@@ -73,6 +75,21 @@ def make(name: str) -> Topology:
   except Exception as error:  # libtpu's own, of a type that JAX does not export
     raise UserError(f"--topology={name} is none that libtpu knows: {str(error).splitlines()[0].rstrip('.')}.") from error
   return Topology(name, CHIPS[chip], list(described.devices))
+
+
+def _gpus(name: str, form: str) -> Topology:
+  if not form.isdigit() or int(form) < 1:
+    raise UserError(f"--topology={name}: write gpu:NUMBER of GPUs, such as gpu:1.")
+  try:
+    devices = jax.devices("gpu")
+  except RuntimeError:
+    devices = []
+  if len(devices) < int(form):
+    raise UserError(f"--topology={name}: this process sees {len(devices)} GPUs, which are what it would compile for; for chips that are elsewhere name TPUs, such as v5e:4x4.")
+  chip = of_kind(devices[0].device_kind)
+  if chip is None or chip.bandwidth is None:
+    raise UserError(f"--topology={name}: research/parallel/chips.py does not know what a '{devices[0].device_kind}' can do: add a row.")
+  return Topology(name, chip._replace(memory=(devices[0].memory_stats() or {}).get("bytes_limit")), devices[: int(form)])
 
 
 @contextlib.contextmanager

@@ -142,7 +142,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
   seconds = {"compute": (executed + loop.update_flops(run)) / (mesh.devices.size * chip.flops / share), "memory": 0.0, "network": 0.0}
   memory, traffic, found, warnings = {}, None, [], rematerialised("".join(said), mesh)
   if compiled is not None:
-    memory = _memory(compiled.memory_analysis())
+    memory = held(compiled.memory_analysis())
     program = hlo.parse(compiled.as_text())
     runs, unknown = hlo.walk(program)
     traffic, found = hlo.traffic(program, runs), collectives.found(program, runs, mesh)
@@ -164,11 +164,12 @@ def _links(c: collectives.Collective, chip: Chip) -> float:
   return min(1.0, c.dimensions / chip.dimensions) if c.dimensions else 1.0
 
 
-def _memory(stats: Any) -> dict[str, int]:
+def held(stats: Any) -> dict[str, int]:
+  """Bytes of one device, by part, of what a compiled program's `memory_analysis()` tells; `peak` is the most that it holds."""
   parts = {name: int(getattr(stats, f"{key}_size_in_bytes")) for name, key in
            (("arguments", "argument"), ("outputs", "output"), ("aliased", "alias"), ("temporaries", "temp"), ("code", "generated_code"))}  # fmt: skip
-  held = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
-  return parts | {"peak": max(held, int(getattr(stats, "peak_memory_in_bytes", 0)))}
+  whole = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
+  return parts | {"peak": max(whole, int(getattr(stats, "peak_memory_in_bytes", 0)))}
 
 
 def memory_exhausted(message: str) -> bool:

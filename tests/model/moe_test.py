@@ -35,7 +35,7 @@ CONFIGS = {
 
 def layer(cfg, **changes):
   module = make(cfg, **{**SIZES, **changes})
-  x = jax.random.normal(jax.random.key(0), (B, L, D))
+  x = jax.random.normal(jax.random.key(0), (B, L, D), changes.get("dtype", "float32"))
   counts = jnp.asarray(np.arange(L) < np.array([6, 5, 6, 3, 6, 6, 1, 6])[:, None], jnp.float32)
   return module, nn.unbox(jax.jit(module.init)(jax.random.key(1), x, counts))["params"], x, counts
 
@@ -68,10 +68,17 @@ def by_hand(cfg, chosen, taken, params, x):
   return y, balance, mean(jnp.square(jnp.log(jnp.sum(jnp.exp(logits), axis=-1))))
 
 
+@pytest.fixture
+def float64():
+  """So that another order of a sum is no difference."""
+  with jax.enable_x64(True):
+    yield
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_equals_a_loop_over_tokens_and_experts(name):
+def test_it_equals_a_loop_over_tokens_and_experts(name, float64):
   cfg = CONFIGS[name]
-  module, params, x, counts = layer(cfg)
+  module, params, x, counts = layer(cfg, **DOUBLE)
   chosen, taken = choices(cfg, params, x, counts)
 
   def ours(params, x):
@@ -82,19 +89,18 @@ def test_it_equals_a_loop_over_tokens_and_experts(name):
     y, balance, router_z = by_hand(cfg, chosen, taken, params, x)
     return jnp.sum(jnp.sin(y)) + cfg.balance * jnp.sum(balance) + cfg.router_z * jnp.sum(router_z), (y, balance, router_z)
 
-  with jax.default_matmul_precision("highest"):
-    (value, (y, aux)), grads = jax.jit(jax.value_and_grad(ours, argnums=(0, 1), has_aux=True))(params, x)
-    (wanted, (wanted_y, balance, router_z)), wanted_grads = jax.jit(jax.value_and_grad(theirs, argnums=(0, 1), has_aux=True))(params, x)
-  np.testing.assert_allclose(y, wanted_y, atol=1e-5)
-  np.testing.assert_allclose(aux["balance"].values, balance, rtol=1e-5)
-  np.testing.assert_allclose(aux["router_z"].values, router_z, rtol=1e-5)
-  assert float(value) == pytest.approx(float(wanted), rel=1e-5)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), grads, wanted_grads)
+  (value, (y, aux)), grads = jax.jit(jax.value_and_grad(ours, argnums=(0, 1), has_aux=True))(params, x)
+  (wanted, (wanted_y, balance, router_z)), wanted_grads = jax.jit(jax.value_and_grad(theirs, argnums=(0, 1), has_aux=True))(params, x)
+  np.testing.assert_allclose(y, wanted_y, atol=1e-12)
+  np.testing.assert_allclose(aux["balance"].values, balance, rtol=1e-12)
+  np.testing.assert_allclose(aux["router_z"].values, router_z, rtol=1e-12)
+  assert float(value) == pytest.approx(float(wanted), rel=1e-12)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), grads, wanted_grads)
   if cfg.capacity is not None:
     dropped = (chosen & ~taken).sum((1, 2)) / chosen.sum((1, 2))
     assert 0 < dropped.max() < 1
-    np.testing.assert_allclose(aux["dropped"].values, dropped, rtol=1e-5)
-  np.testing.assert_allclose(aux["busiest_expert"].values, cfg.experts * chosen.sum(1).max(1) / chosen.sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(aux["dropped"].values, dropped, rtol=1e-12)
+  np.testing.assert_allclose(aux["busiest_expert"].values, cfg.experts * chosen.sum(1).max(1) / chosen.sum((1, 2)), rtol=1e-12)
 
 
 def test_one_expert_is_the_plain_network():

@@ -49,9 +49,10 @@ FORMS = [*((chunks, {}) for chunks in (1, 2, 3, 6)), (3, dict(z_loss=0.02)), (3,
 
 
 @pytest.mark.parametrize("chunks, more", FORMS)
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("pieces, filling", [(1, 0), (3, 0), (1, 5)], ids=["whole", "pieces", "filled up"])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_values_and_gradients(monkeypatch, chunks, with_bias, pieces, more):
+def test_values_and_gradients(monkeypatch, chunks, with_bias, pieces, filling, more):
+  monkeypatch.setattr(cross_entropy, "_filling", lambda vocab: filling)
   monkeypatch.setattr(cross_entropy, "CHUNK", P * V // chunks if pieces == 1 else P * V // chunks // 2)
   monkeypatch.setattr(cross_entropy, "PIECE", -(-V // pieces))
   assert cross_entropy._pieces(V) == pieces and cross_entropy._chunks(P, V, P * V // chunks) == chunks
@@ -72,6 +73,14 @@ def test_values_and_gradients(monkeypatch, chunks, with_bias, pieces, more):
   np.testing.assert_array_equal(correct, want_correct)
   for mine, theirs in zip(got, want):
     assert mine.dtype == theirs.dtype and differences(mine, theirs) < 1e-6
+
+
+def test_a_gpu_gets_whole_tiles_of_a_vocabulary_that_no_mesh_cuts(monkeypatch):
+  assert cross_entropy._filling(50257) == 0
+  monkeypatch.setattr(cross_entropy, "platform", lambda: "gpu")
+  assert cross_entropy._filling(50257) == 50304 - 50257 and cross_entropy._filling(50304) == 0
+  with jax.set_mesh(jax.make_mesh((8,), ("tensor",))), nn.logical_axis_rules((("vocab", "tensor"),)):
+    assert cross_entropy._filling(50257) == 0
 
 
 def test_the_vocabulary_stays_whole_where_devices_share_it(monkeypatch):
