@@ -39,13 +39,23 @@ def run(step: Callable, params: PyTree, objective: Objective, rows: stream.Rows,
     batch_size: rows at a time over all processes; a multiple of what the mesh splits rows into.
     at: the training step, for objectives whose corruption follows a schedule.
   """
+  return values(objective, sums(step, params, rows, batch_size, mesh, key, at))
+
+
+def sums(step: Callable, params: PyTree, rows: stream.Rows, batch_size: int, mesh, key: Array, at: Array) -> dict[str, Mean]:
+  """What `step` gives, added up over all of `rows`, on the host. Arguments as of `run`."""
   total: dict[str, Mean] | None = None
   count, own = -(-len(rows) // batch_size), meshes.own_rows(mesh, batch_size)
   with stream.prefetch(lambda k: stream.batch(rows, k, batch_size, own), 0, count) as batches:
     for batch in batches:
-      sums = step(params, meshes.put(batch, mesh), key, at)
-      total = sums if total is None else jax.tree.map(lambda a, b: a + b, total, sums)
-  values = finish(objective, jax.device_get(total))
+      found = step(params, meshes.put(batch, mesh), key, at)
+      total = found if total is None else jax.tree.map(lambda a, b: a + b, total, found)
+  return jax.device_get(total)
+
+
+def values(objective: Objective, total: dict[str, Mean]) -> dict[str, float]:
+  """The numbers that `sums` stand for."""
+  found = finish(objective, total)
   if len(objective.factors) == 1 and objective.logprob is not None:
-    values["perplexity"] = math.exp(min(values["loss"], 700.0))
-  return values
+    found["perplexity"] = math.exp(min(found["loss"], 700.0))
+  return found

@@ -23,7 +23,7 @@ from research.studies.board import DONE, ELSEWHERE, FAILED, RUNS, WAITS, Board
 from research.studies.results import LOG
 from research.studies.runs import DATA, Run, evaluations, measured
 from research.studies.study import evaluation
-from research.training.loop import read_summary
+from research.training.book import read_summary
 from research.training.stop import Stop
 from research.training.workdir import held
 

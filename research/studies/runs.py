@@ -276,7 +276,7 @@ def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False
 
 def measured(run: Run, root: str, metric: str) -> float | None:
   """A metric of a run that has reached its last step; None: it has not, or lacks it."""
-  from research.training.loop import read_summary
+  from research.training.book import read_summary
 
   summary = read_summary(run.folder(root))
   if summary.get("step") != run.steps:

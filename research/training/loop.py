@@ -7,7 +7,6 @@ seeds, so a run that was killed goes on as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -22,26 +21,23 @@ from research.core import config as configs
 from research.core import flops
 from research.core.errors import UserError
 from research.core.trees import map_named, named_leaves, size
-from research.core.types import Batch, Mean, PyTree, TrainState
+from research.core.types import Batch, PyTree, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
 from research.model import transformer
-from research.objectives.base import Objective, tokens_of_row
+from research.objectives.base import Objective
 from research.optim import guard
 from research.optim import optimizer as optimizers
 from research.parallel import distributed
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
-from research.training import experiment, monitor, throughput, watch
-from research.training.alarms import Alarms
+from research.training import book as books
+from research.training import experiment, throughput, watch
 from research.training.checkpoint import Checkpoints
-from research.training.restore import TOKENIZER, check_same, heads_matched
+from research.training.restore import check_same, heads_matched
 from research.training.step import make_train_step
 from research.training.stop import Stop
 from research.training.workdir import claimed
-
-SUMMARY = "summary.json"
-STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
 
 
 class Run(NamedTuple):
@@ -127,8 +123,8 @@ def _start_params(run: Run, fresh: PyTree, say: Callable[[str], None]) -> PyTree
   return map_named(start, run.state.params)
 
 
-def jitted_step(run: Run):
-  """The step as the loop runs it, jitted: (state, batch) -> (state, metrics), its state donated. Trace it under the mesh and RULES."""
+def logged_step(run: Run):
+  """The step as the loop runs it: (state, batch) -> (state, metrics)."""
   update = make_train_step(run.apply, run.objective, run.optimizer, run.cfg.microbatches)
   rate = optimizers.learning_rate(run.cfg.optimizer, run.cfg.steps)
 
@@ -137,11 +133,16 @@ def jitted_step(run: Run):
     after, metrics = update(state, batch)
     return after, {**metrics, "learning_rate": rate(made), "skipped": guard.skipped(after.opt_state)}
 
+  return logged
+
+
+def jitted_step(run: Run):
+  """`logged_step`, jitted, its state donated. Trace it under the mesh and RULES."""
   shardings, everywhere = jax.tree.map(lambda s: s.sharding, run.state), jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-  return jax.jit(logged, donate_argnums=0, out_shardings=(shardings, everywhere))
+  return jax.jit(logged_step(run), donate_argnums=0, out_shardings=(shardings, everywhere))
 
 
-def _check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:
+def check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:
   """Refuses to go on with another experiment under the same name; says what changed harmlessly."""
   old = configs.flatten(configs.typed(meta["config"]))
   changes = configs.diff(old, config)
@@ -186,7 +187,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
     raise UserError(f"'{workdir}' holds imported weights, which no optimizer has worked on yet: train from them in a new workdir, with --config={workdir} "
                     f"--config.init_from={workdir}.")  # fmt: skip
   if meta is not None:
-    _check_resume(config, workdir, meta, say)
+    check_resume(config, workdir, meta, say)
   clock = watch.Watch(workdir, cfg.log.hang_seconds, {} if meta is None else meta.get("seconds", {}), jax.process_index())
   run = build(cfg, os.path.join(workdir, "data"), say)
   if meta is not None and meta["data_hash"] != run.prepared.digest:
@@ -194,42 +195,31 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
                     "bring the old files back, or start a new workdir.")  # fmt: skip
   distributed.agree(**{"the data's hash": run.prepared.digest})
   if leads:
-    with open(os.path.join(workdir, "config.json"), "w", encoding="utf-8") as file:
-      file.write(configs.record(config))
-    run.prepared.tokenizer.save(os.path.join(workdir, TOKENIZER))
+    books.sign(run, config, workdir)
 
   state = initial_state(run, say) if meta is None else checkpoints.restore(run.state)
-  start, wall_before = int(state.step), 0.0 if meta is None else meta["wall_seconds"]
-  devices = run.mesh.devices.flatten()
-  say(f"{size(state.params):,} parameters · vocabulary {run.prepared.vocab.size} · mesh "
-      + meshes.describe(meshes.shape(run.mesh))
-      + f" · {devices[0].device_kind}" + (f" · resumed at step {start}" if meta else ""))  # fmt: skip
-
-  if start >= cfg.steps and (summary := read_summary(workdir)).get("step", 0) >= cfg.steps:
+  start = int(state.step)
+  say(introduced(run) + (f" · resumed at step {start}" if meta else ""))
+  if start >= cfg.steps and (summary := books.read_summary(workdir)).get("step", 0) >= cfg.steps:
     say(f"finished at step {start} already")
     return summary
 
-  data, spec = configs.module(cfg.data), run.objective.element_spec
-  train_rows, valid_rows = data.train_rows(run.prepared, cfg.data, spec), data.valid_rows(run.prepared, cfg.data, spec)
-  base_name, base = data.baseline(run.prepared, cfg.data, spec) if hasattr(data, "baseline") else (None, {})
-  cut = {split: rows.cut for split, rows in (("train", train_rows), ("valid", valid_rows)) if hasattr(rows, "cut")}
-  if any(cut.values()):
-    say("records cut to the row's length: " + " · ".join(f"{split} {count:,}" for split, count in cut.items()))
-  own = meshes.own_rows(run.mesh, cfg.batch_size)
-  batch_of = lambda k: meshes.put(stream.batch(train_rows, k, cfg.batch_size, own), run.mesh)
-  eval_batch = _eval_batch_size(cfg, run.mesh)
+  rows = books.rows_of(run)
+  if any(rows.cut.values()):
+    say("records cut to the row's length: " + " · ".join(f"{split} {count:,}" for split, count in rows.cut.items()))
+  own, devices = meshes.own_rows(run.mesh, cfg.batch_size), run.mesh.devices.size
+  batch_of = lambda k: meshes.put(stream.batch(rows.train, k, cfg.batch_size, own), run.mesh)
+  eval_batch = eval_batch_size(cfg, run.mesh)
   eval_key = jax.random.key(cfg.seed + 1)
-  board = monitor.Monitor(workdir, cfg.log, cfg.steps, start, say) if leads else monitor.Mute()
-  alarms = Alarms(base_name, base.get("loss"))
-  valid: dict[str, float] = {}
+  book = books.Book(run, config, workdir, rows, start, meta, started, clock, say, leads)
   first_step = None
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
     train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
-    work, peak, compiled, skips = 0.0, (0.0, ""), None, []
+    work, peak, compiled = 0.0, (0.0, ""), None
     pending: tuple[int, Any] | None = None
-    step, mark, counted, tokens = start, time.perf_counter(), 0, tokens_of_row(run.objective, cfg.data.length)
+    step, mark, counted = start, time.perf_counter(), 0
 
     def report() -> None:
       """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
@@ -237,31 +227,13 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
       if pending is None:
         return
       at, metrics = pending
-      pending = None
-      values = {name: float(m.value() if isinstance(m, Mean) else m) for name, m in jax.device_get(metrics).items()}
+      pending, metrics = None, jax.device_get(metrics)
       seconds, mark = time.perf_counter() - mark, time.perf_counter()
-      if counted:
-        values |= {"tokens_per_second": counted * cfg.batch_size * tokens / seconds} if tokens else {"images_per_second": counted * cfg.batch_size / seconds}
-        if peak[0]:
-          values["mfu"] = counted * work / seconds / (peak[0] * devices.size)
-      counted = 0
-      board.write(at, "train", values)
-      for line in alarms.train(values):
-        board.say(line)
-      skips.append(int(values["skipped"]))
-      if len(skips) > STREAK and skips[-1] - skips[-1 - STREAK] >= STREAK * cfg.log.every:
-        raise UserError(f"the last {skips[-1] - skips[-1 - STREAK]} updates were all skipped (loss or gradient not finite, or above optimizer.spike): lower the "
-                        f"learning rate; checkpoints before step {at} are kept in '{workdir}'.")  # fmt: skip
-
-    def save(loss: float | None) -> None:
-      meta = {"step": step, "config": json.loads(configs.record(config)), "config_hash": configs.digest(config),
-              "data_hash": run.prepared.digest, "tokenizer": run.prepared.tokenizer.digest, "labels": list(getattr(run.prepared, "labels", ())),
-              "batch_size": cfg.batch_size, "wall_seconds": wall_before + time.perf_counter() - started,
-              "seconds": clock.seconds()}  # fmt: skip
-      checkpoints.save(state, meta, loss)
+      speed, counted = counted / seconds if counted else None, 0
+      book.train(at, metrics, speed, work, peak[0] * devices)
 
     if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
-      save(None)
+      checkpoints.save(state, book.record(0), None)
     if start >= cfg.steps:  # killed between the last checkpoint and the summary
       work = model_flops(run, train_step.trace(state, batch_of(start)).jaxpr)
     for batch in batches:
@@ -283,7 +255,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
         jax.block_until_ready(state.step)
         first_step = time.perf_counter() - started
         peak = throughput.peak(jax.local_devices()[0])
-        say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices.size / 1e9:,.0f} GFLOP/s ({peak[1]})")
+        say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices / 1e9:,.0f} GFLOP/s ({peak[1]})")
         mark, counted = time.perf_counter(), 0
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
@@ -300,47 +272,28 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
       if evaluate:
         clock.enter("evaluate")
         average = optimizers.ema_params(state.opt_state)
-        valid = loss_eval.run(eval_step, state.params if average is None else average, run.objective, valid_rows, eval_batch, run.mesh, eval_key,
-                               state.step)  # fmt: skip
+        params = state.params if average is None else average
+        valid = loss_eval.run(eval_step, params, run.objective, rows.valid, eval_batch, run.mesh, eval_key, state.step)
         loss = valid["loss"]
-        board.write(step, "valid", valid)
-        for line in alarms.valid(step, valid.get(f"loss_{next(iter(run.objective.factors))}", loss)):  # of several terms the first is that of the text
-          board.say(line)
+        book.valid(step, valid)
       if kept:
         clock.enter("save")
-        save(loss)
+        checkpoints.save(state, book.record(step), loss)
       clock.enter("train")
       mark += time.perf_counter() - pause
       if ending:
         break
   clock.enter("save")
   checkpoints.close()
-  board.close()
-
+  book.close()
   stopped_by = None if step == cfg.steps else signal.Signals(stop.signal).name
-  if not leads:
-    return {"step": step, "stopped_by": stopped_by}
-  summary = _summary(run, config, workdir, step, work, devices)
-  summary |= {"wall_seconds": wall_before + time.perf_counter() - started, "first_step_seconds": first_step, "baseline": base_name,
-              "skipped": int(guard.skipped(state.opt_state)), "stopped_by": stopped_by}  # fmt: skip
-  summary |= {"goodput": watch.goodput(clock.seconds()), "seconds": clock.seconds()}
-  summary |= {**({"cut": cut} if cut else {}), **({"alarms": alarms.said} if alarms.said else {})}
-  summary |= {base_name: base} if base_name else {}
-  path = os.path.join(workdir, SUMMARY)
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(summary, file, indent=2)
-  os.replace(path + ".tmp", path)
-  monitor.draw(workdir, os.path.join(workdir, "loss.png"), {base_name: base["loss"]} if base_name else {})
-  return summary
+  return book.summary(step, work, first_step, int(guard.skipped(state.opt_state)), stopped_by) if leads else {"step": step, "stopped_by": stopped_by}
 
 
-def read_summary(workdir: str) -> dict[str, Any]:
-  """What a run has left in `summary.json`; empty where it has left nothing yet."""
-  try:
-    with open(os.path.join(workdir, SUMMARY), encoding="utf-8") as file:
-      return json.load(file)
-  except (FileNotFoundError, ValueError):  # not there, or cut off by a full disk
-    return {}
+def introduced(run: Run) -> str:
+  """A line on what is about to be trained."""
+  where = f"mesh {meshes.describe(meshes.shape(run.mesh))} · {run.mesh.devices.flatten()[0].device_kind}"
+  return f"{size(run.state.params):,} parameters · vocabulary {run.prepared.vocab.size} · {where}"
 
 
 def model_flops(run: Run, jaxpr: Any, credit_recompute: bool = False) -> float:
@@ -355,33 +308,8 @@ def update_flops(run: Run) -> float:
   return flops.count(update, params, run.state.opt_state, params, loss).total
 
 
-def _eval_batch_size(cfg: experiment.Config, mesh) -> int:
+def eval_batch_size(cfg: experiment.Config, mesh) -> int:
   """Rows at a time, rounded up to what the mesh can split."""
   parts = meshes.row_parts(mesh)
   return -(-(cfg.evaluate.batch_size or cfg.batch_size) // parts) * parts
 
-
-def _summary(run: Run, config, workdir: str, step: int, work: float, devices) -> dict[str, Any]:
-  lines = monitor.read_metrics(workdir)
-  of = lambda split: [{k: v for k, v in line.items() if k != "split"} for line in lines if line["split"] == split]
-  train_lines, valid_lines = of("train"), of("valid")
-  last = train_lines[-1] if train_lines else {}
-  best = min(valid_lines, key=lambda line: line["loss"], default=None)
-  import research
-
-  return {
-      "step": step,
-      "train": last or None,
-      "valid": valid_lines[-1] if valid_lines else None,
-      "best": best and {"step": best["step"], "valid": best},
-      "parameters": size(run.state.params),
-      "tokens": step * run.cfg.batch_size * tokens_of_row(run.objective, run.cfg.data.length),
-      "flops": step * work,
-      "tokens_per_second": last.get("tokens_per_second"),  # null where rows are images alone
-      "mfu": last.get("mfu"),
-      "device": {"kind": devices[0].device_kind, "count": int(devices.size)},
-      "mesh": meshes.shape(run.mesh),
-      "config_hash": configs.digest(config),
-      "data_hash": run.prepared.digest,
-      "version": research.__version__,
-  }
