@@ -8,7 +8,7 @@ Keys that choose parameters are regular expressions, searched in names such as `
 layers), `stack/blocks/feed_forward/up/kernel` (scanned layers, stacked along a leading axis) or `embed/embedding`.
 
 The state is arrays only; whatever has a parameter's shape bears its name at the end of its own, and so is sharded like it.
-Parameters narrower than float32 have a float32 state.
+Parameters narrower than float32 have a float32 state. Some numbers may be arrays (numbers.py); of these the range is not checked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from research.core.config import make as make_component
 from research.core.errors import UserError
 from research.core.trees import map_named, match, named_leaves
 from research.core.types import Array, PyTree
-from research.optim import schedule
+from research.optim import numbers, schedule
 from research.optim.guard import guard
 
 # init(params) -> state; update(grads, state, params, *, loss) -> (updates, state)
@@ -75,14 +75,15 @@ def make(cfg: Config, steps: int, params: PyTree | None = None) -> Optimizer:
     UserError: a key out of range, an expression that is malformed or chooses nothing, a parameter that muon cannot read as a
       matrix.
   """
-  _check(cfg)
+  if numbers.concrete(cfg):
+    _check(cfg)
   if params is not None:
     _check_names(cfg, params)
   parts = [] if cfg.clip is None else [optax.clip_by_global_norm(cfg.clip)]
   parts.append(_algorithm(cfg))
-  if cfg.weight_decay:
+  if numbers.used("weight_decay", cfg.weight_decay):
     parts.append(optax.add_decayed_weights(cfg.weight_decay, mask=lambda tree: match(cfg.decay, tree)))
-  if cfg.algorithm == "muon" and cfg.muon_rate != 1.0:
+  if cfg.algorithm == "muon" and numbers.used("muon_rate", cfg.muon_rate):
     parts.append(optax.masked(optax.scale(cfg.muon_rate), lambda tree: match(cfg.muon, tree)))
   parts.append(optax.scale_by_learning_rate(learning_rate(cfg, steps)))
   whole = _in_float32(optax.chain(*parts))
@@ -100,7 +101,7 @@ def _algorithm(cfg: Config) -> optax.GradientTransformation:
     case "adamw" | "adam":
       return optax.scale_by_adam(cfg.b1, cfg.b2, cfg.epsilon)
     case "sgd":
-      return optax.trace(cfg.momentum, cfg.nesterov) if cfg.momentum else optax.identity()
+      return optax.trace(cfg.momentum, cfg.nesterov) if numbers.used("momentum", cfg.momentum) else optax.identity()
     case "lion":
       return optax.scale_by_lion(cfg.b1, cfg.b2)
     case "adafactor":
@@ -226,7 +227,7 @@ def _check(cfg: Config) -> None:
 
 
 def _check_names(cfg: Config, params: PyTree) -> None:
-  for key, used in (("decay", cfg.weight_decay > 0), ("muon", cfg.algorithm == "muon")):
+  for key, used in (("decay", numbers.used("weight_decay", cfg.weight_decay)), ("muon", cfg.algorithm == "muon")):
     chosen = [(name, leaf) for name, leaf in named_leaves(params) if re.search(getattr(cfg, key), name)]
     if used and not chosen:
       example = next((name for name, _ in named_leaves(params)), "")

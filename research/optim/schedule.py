@@ -14,6 +14,7 @@ import optax
 
 from research.core.errors import UserError
 from research.core.types import Array
+from research.optim import numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,8 @@ def make(cfg: Config, steps: int) -> optax.Schedule:
     UserError: keys that do not fit each other or the number of steps.
   """
   decays = max(1, round(cfg.decay_fraction * steps)) if cfg.shape == "constant_decay" else 0
-  _check(cfg, steps, decays)
+  if numbers.concrete(cfg):
+    _check(cfg, steps, decays)
   span = max(1, steps - 1 - cfg.warmup)  # from the peak to the last update
 
   def schedule(step: int | Array) -> Array:

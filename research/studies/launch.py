@@ -18,15 +18,18 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from research.core.errors import UserError
+from research.core.overrides import flag, load
 from research.studies.address import code_hash
 from research.studies.board import DONE, ELSEWHERE, FAILED, RUNS, WAITS, Board
 from research.studies.results import LOG
 from research.studies.runs import DATA, Run, evaluations, measured
 from research.studies.study import evaluation
 from research.training.book import read_summary
+from research.training.checkpoint import FOLDER as CHECKPOINTS
 from research.training.stop import Stop
 from research.training.workdir import held
 
+TOGETHER = "together"  # folder of the lists of runs that are one program, and of their logs
 SHOWN = 12  # lines of a failed run's log
 TICK = 0.1  # seconds between two looks
 
@@ -43,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 class Child(NamedTuple):
-  run: Run
+  runs: tuple[Run, ...]  # several where they are one program
   what: str
   process: subprocess.Popen
   devices: dict[str, str]
@@ -80,8 +83,8 @@ def make_folder(run: Run, root: str) -> None:
     os.symlink(os.path.join("..", "..", DATA), link)
 
 
-def local(runs: Sequence[Run], root: str, board: Board, parallel: int) -> Outcome:
-  """Brings all runs to their end, `parallel` at a time; SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them.
+def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together: int = 1) -> Outcome:
+  """Brings all runs to their end, in `parallel` processes at a time, each of which trains up to `together` runs that are one program; SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them.
 
   Raises:
     UserError: there are GPUs, and `parallel` runs cannot share them evenly.
@@ -114,8 +117,9 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int) -> Outcom
             states[run.address] = ELSEWHERE
             board.say(f"waits  {run}: {holder} is writing to {run.folder(root)}")
           elif task is not None:
-            states[run.address] = RUNS
-            children.append(_start(run, task, root, free.pop(), board))
+            group = [run, *_alike(run, task, runs, states, root, together - 1)]
+            states |= {each.address: RUNS for each in group}
+            children.append(_start(group, task, root, free.pop(), board))
         ended = not children and (told is not None or not {WAITS, ELSEWHERE} & set(states.values()))
         board.update(states, last=ended)
         if ended:
@@ -147,23 +151,55 @@ def _look(run: Run, root: str, board: Board, starts: bool = False) -> tuple[str,
   return (WAITS, tasks[0]) if tasks else (DONE, None)
 
 
-def _start(run: Run, task: Todo, root: str, devices: dict[str, str], board: Board) -> Child:
-  make_folder(run, root)
-  path = os.path.join(run.folder(root), LOG)
+def _alike(run: Run, task: Todo, runs: Sequence[Run], states: dict[str, str], root: str, limit: int) -> list[Run]:
+  """At most `limit` other runs that could start now and are one program with `run`, at the same step."""
+  if limit < 1 or task.what != "training":
+    return []
+  from research.training import together
+
+  key = lambda each: (together.program(load(each.base, [flag(*item) for item in each.overrides.items()])), _last_step(each, root))
+  mine, found = key(run), []
+  for other in runs:
+    if len(found) == limit:
+      break
+    waits = other is not run and states[other.address] == WAITS and states.get(other.after, DONE) == DONE and not held(other.folder(root))
+    with contextlib.suppress(UserError):  # it is told when its turn comes
+      if waits and [todo.what for todo in left(other, root)[:1]] == ["training"] and key(other) == mine:
+        found.append(other)
+  return found
+
+
+def _last_step(run: Run, root: str) -> int:
+  """Of its checkpoints; -1 where it has none."""
+  folder = os.path.join(run.folder(root), CHECKPOINTS)
+  return max((int(name) for name in os.listdir(folder) if name.isdigit()), default=-1) if os.path.isdir(folder) else -1
+
+
+def _start(runs: Sequence[Run], task: Todo, root: str, devices: dict[str, str], board: Board) -> Child:
+  for run in runs:
+    make_folder(run, root)
+  first, words = runs[0], task.words
+  path, which = os.path.join(first.folder(root), LOG), f"{first} · {task.what} · {first.folder(root)}"
+  if len(runs) > 1:
+    os.makedirs(os.path.join(root, TOGETHER), exist_ok=True)
+    stem = os.path.join(root, TOGETHER, first.address)
+    with open(stem + ".txt", "w", encoding="utf-8") as file:
+      file.writelines(run.command(root) + "\n" for run in runs)
+    path, words, which = stem + ".log", ["research.together", stem + ".txt"], f"{len(runs)} runs in one program ({'; '.join(map(str, runs))}) · {stem}.txt"
   environment = {**os.environ, **devices, "PYTHONUNBUFFERED": "1"}  # the log of a run that is killed is whole
   environment.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.abspath(root), "compilation_cache"))  # runs that differ in seeds are one program
   with open(path, "a", encoding="utf-8") as log:
     start = log.tell()
     # A session of its own: Ctrl-C reaches the sweep alone, which then tells each run once.
-    process = subprocess.Popen([sys.executable, "-m", *task.words], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
+    process = subprocess.Popen([sys.executable, "-m", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                                start_new_session=True)  # fmt: skip
-  board.say(f"start  {run} · {task.what} · {run.folder(root)}")
-  return Child(run, task.what, process, devices, path, start, time.monotonic())
+  board.say(f"start  {which}")
+  return Child(tuple(runs), task.what, process, devices, path, start, time.monotonic())
 
 
-def _ended(child: Child, root: str, stopping: bool, board: Board) -> str:
-  """What a run is whose process has ended: what it left counts, not its status."""
-  run, status, seconds = child.run, child.process.returncode, time.monotonic() - child.began
+def _ended(child: Child, run: Run, root: str, stopping: bool, board: Board) -> str:
+  """What one of the runs is whose process has ended: what it left counts, not its status."""
+  status, seconds = child.process.returncode, time.monotonic() - child.began
   state, task = _look(run, root, board)
   if state == FAILED:
     return FAILED

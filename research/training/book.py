@@ -53,7 +53,7 @@ class Book:
   """The folder of one run from the first step of this process to its last. Of several processes only the first writes."""
 
   def __init__(self, run: Run, config: Any, workdir: str, rows: Rows, start: int, meta: Mapping[str, Any] | None, began: float, clock: watch.Watch,
-               say: Callable[[str], None], leads: bool = True):  # fmt: skip
+               say: Callable[[str], None], leads: bool = True, bar: bool = True):  # fmt: skip
     """
     Args:
       config: the resolved ConfigDict.
@@ -61,10 +61,11 @@ class Book:
       meta: the record of the checkpoint that it goes on from; None where it starts afresh.
       began: when this process did, by time.perf_counter().
       clock: counts the seconds of each part of the work.
+      bar: on a terminal a progress bar takes the place of lines.
     """
     self._run, self._config, self._workdir, self._rows, self._clock = run, config, workdir, rows, clock
     self._began = began - (0.0 if meta is None else meta["wall_seconds"])
-    self._board = monitor.Monitor(workdir, run.cfg.log, run.cfg.steps, start, say) if leads else monitor.Mute()
+    self._board = monitor.Monitor(workdir, run.cfg.log, run.cfg.steps, start, say, bar) if leads else monitor.Mute()
     self._alarms = Alarms(rows.baseline, rows.scores.get("loss"))
     self._skips: list[int] = []
 

@@ -7,6 +7,7 @@ seeds, so a run that was killed goes on as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -21,7 +22,7 @@ from research.core import config as configs
 from research.core import flops
 from research.core.errors import UserError
 from research.core.trees import map_named, named_leaves, size
-from research.core.types import Batch, PyTree, TrainState
+from research.core.types import Array, Batch, PyTree, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
 from research.model import transformer
@@ -90,21 +91,28 @@ def _state(params: PyTree, optimizer, key) -> TrainState:
   return TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params), key)
 
 
-def _initial(model: transformer.Transformer, optimizer, key) -> TrainState:
+def fresh(run: Run, key: Array) -> TrainState:
+  """A run's state before its first step, whose seed gave `key`."""
   init_key, run_key = jax.random.split(key)
-  return _state(nn.unbox(transformer.init(model, init_key)), optimizer, run_key)
+  return _state(nn.unbox(transformer.init(run.model, init_key)), run.optimizer, run_key)
 
 
 def initial_state(run: Run, say: Callable[[str], None] = print) -> TrainState:
   """A fresh state, every array made where it lives; the same values on every mesh."""
   shardings = jax.tree.map(lambda s: s.sharding, run.state)
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
-    state = jax.jit(lambda key: _initial(run.model, run.optimizer, key), out_shardings=shardings)(jax.random.key(run.cfg.seed))
-    if run.cfg.init_from is None:
-      return state
+    state = jax.jit(functools.partial(fresh, run), out_shardings=shardings)(jax.random.key(run.cfg.seed))
+  return started_from(run, state, say)
+
+
+def started_from(run: Run, state: TrainState, say: Callable[[str], None]) -> TrainState:
+  """A fresh state with the parameters of `init_from`, where that is set."""
+  if run.cfg.init_from is None:
+    return state
+  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
     params = _start_params(run, state.params, say)
-    opt_state = jax.jit(run.optimizer.init, out_shardings=shardings.opt_state)(params)  # an average of parameters starts from them too
-    return state.replace(params=params, opt_state=opt_state)
+    shardings = jax.tree.map(lambda s: s.sharding, run.state.opt_state)
+    return state.replace(params=params, opt_state=jax.jit(run.optimizer.init, out_shardings=shardings)(params))  # an average of parameters starts from them too
 
 
 def _start_params(run: Run, fresh: PyTree, say: Callable[[str], None]) -> PyTree:

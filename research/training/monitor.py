@@ -53,7 +53,11 @@ def truncate_metrics(workdir: str, step: int) -> None:
 class Monitor:
   """Writes one object a line: step, split, name → value; and says a short form of it."""
 
-  def __init__(self, workdir: str, cfg: Config, steps: int, start: int, say: Callable[[str], None]):
+  def __init__(self, workdir: str, cfg: Config, steps: int, start: int, say: Callable[[str], None], bar: bool = True):
+    """
+    Args:
+      bar: on a terminal a progress bar takes the place of lines.
+    """
     truncate_metrics(workdir, start)
     self._file = open(os.path.join(workdir, METRICS), "a", encoding="utf-8")  # noqa: SIM115  open for the whole run
     self._board = None
@@ -64,7 +68,7 @@ class Monitor:
         raise UserError("log.tensorboard needs the package tensorboardX: install it or set --config.log.tensorboard=false.") from error
       self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1 if start else None)
     self._steps, self._say, self._bar = steps, say, None
-    if sys.stdout.isatty():
+    if bar and sys.stdout.isatty():
       from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
       columns = (TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
