@@ -66,9 +66,9 @@ def example(name: str):
   """(q, k, v, bias) in float32 of numbers that bfloat16 holds, the sight, the window."""
   kind, packed, windowed, biased, cross = CASES[name]
   rng, keys = np.random.default_rng(0), LENGTH - 128 if cross else LENGTH
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16).astype(jnp.float32)
-  q, k, v = draw(ROWS, LENGTH, HEADS, DIM), draw(ROWS, keys, KV_HEADS, DIM), draw(ROWS, keys, KV_HEADS, DIM)
-  bias = draw(1, HEADS, LENGTH, keys) if biased else None
+  draw = lambda i, *shape: jax.random.normal(jax.random.key(i), shape, jnp.bfloat16).astype(jnp.float32)
+  q, k, v = draw(0, ROWS, LENGTH, HEADS, DIM), draw(1, ROWS, keys, KV_HEADS, DIM), draw(2, ROWS, keys, KV_HEADS, DIM)
+  bias = draw(3, 1, HEADS, LENGTH, keys) if biased else None
   segments = jnp.asarray(np.sort(rng.integers(0, 6, (ROWS, LENGTH)), axis=1), jnp.int32) if packed else None
   own = jnp.where(segments == 0, 9, segments) if cross else segments  # a document that the source lacks
   place = lambda n: jnp.tile(jnp.arange(n), (ROWS, 1))
@@ -88,7 +88,7 @@ def kernels() -> list[dict]:
     if lacking is not None:
       refused.append({"case": name, "kernel": kernel, "refuses": lacking})
       continue
-    weights = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
+    weights = jax.random.normal(jax.random.key(4), arrays[0].shape)
     half = tuple(None if x is None else x.astype(jnp.bfloat16) for x in arrays)
     calls[name, kernel] = both(kernel, window), (half, sight, weights)
     with jax.default_matmul_precision("highest"):

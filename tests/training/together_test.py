@@ -78,11 +78,11 @@ def same_run(workdir, other):
   assert mine.keys() == theirs.keys()
   for name, array in theirs.items():
     array = np.asarray(array, np.float64)
-    np.testing.assert_allclose(np.asarray(mine[name], np.float64), array, atol=1e-5 * np.abs(array).max(initial=1e-30), rtol=0, err_msg=name)
+    np.testing.assert_allclose(np.asarray(mine[name], np.float64), array, atol=1e-4 * np.abs(array).max(initial=1e-30), rtol=0, err_msg=name)
   for mine, theirs in zip(interruptions.lines(workdir), interruptions.lines(other), strict=True):
     assert mine.keys() == theirs.keys() and (mine["step"], mine["split"]) == (theirs["step"], theirs["split"])
     for key in mine.keys() - {"split"}:
-      assert mine[key] == pytest.approx(theirs[key], rel=1e-5), key
+      assert mine[key] == pytest.approx(theirs[key], rel=1e-5 if key == "loss" else 1e-3), key
 
 
 def test_each_run_ends_where_it_ends_alone_though_all_were_stopped_once(data, alone, tmp_path):
