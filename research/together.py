@@ -48,7 +48,8 @@ def main(arguments: list[str]) -> int:
     outcomes = together.train(*map(list, zip(*group)), say=lambda line: print(line, flush=True))
     for i, ((_, workdir), outcome) in enumerate(zip(group, outcomes)):
       valid = outcome.summary.get("valid")
-      print(f"[{i}] {workdir}: " + (f"FAILED: {outcome.failed}" if outcome.failed else f"step {outcome.summary['step']}" + (f"  loss {valid['loss']:.4f}" if valid else "")), flush=True)
+      how = f"FAILED: {outcome.failed}" if outcome.failed else f"step {outcome.summary['step']}" + (f"  loss {valid['loss']:.4f}" if valid else "")
+      print(f"[{i}] {workdir}: {how}", flush=True)
     failed += sum(outcome.failed is not None for outcome in outcomes)
     if (stopped := next((outcome.summary["stopped_by"] for outcome in outcomes if outcome.summary.get("stopped_by")), None)) is not None:
       print(f"stopped by {stopped}, saved: the same command goes on from there", flush=True)

@@ -1,10 +1,10 @@
-"""A sweep that is killed again and again ends with the same study.json and the same runs, each once, as one that nobody disturbs.
+"""A sweep that is killed again and again ends with the same study.json, the same runs, each once, and the same report as one that nobody disturbs.
 
-  python -m tests.sweep_under_kill --kills=10          prints the table
+  python -m tests.sweep_under_kill --kills=10 [--together=4]          prints the table
 
 A study of 2 arms × 4 blocks is swept undisturbed. The same is swept in another folder and killed at random moments, in turn: the sweep alone by SIGKILL (its runs live on),
 the sweep and its runs by SIGKILL (a machine that goes down), the sweep by SIGTERM; and started again each time. Compared at the end: study.json, byte by byte; the folders
-of the runs; and of each run all arrays of its last checkpoint, bit by bit, the lines of metrics.jsonl but for times, and what counts in summary.json. The test suite kills
+of the runs; the report, byte by byte but for the file of times and machines; and of each run all arrays of its last checkpoint, bit by bit, the lines of metrics.jsonl but for times, and what counts in summary.json. The test suite kills
 one sweep once, and many stand-ins of runs (tests/studies/sweep_test.py).
 """
 
@@ -34,7 +34,7 @@ def get_study():
 COUNTS = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "config_hash", "data_hash", "version", "skipped", "stopped_by")
 
 
-def start(folder: str) -> subprocess.Popen:
+def start(folder: str, together: int) -> subprocess.Popen:
   """`python -m research.sweep study.py --workdir=out` in `folder`: no path in study.json tells the two apart."""
   environment = {
     **os.environ,
@@ -43,7 +43,7 @@ def start(folder: str) -> subprocess.Popen:
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": os.path.join(os.path.dirname(folder), "cache"),
   }
-  command = [sys.executable, "-m", "research.sweep", "study.py", "--workdir=out", "--parallel=2"]
+  command = [sys.executable, "-m", "research.sweep", "study.py", "--workdir=out", "--parallel=2", f"--together={together}"]
   return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -51,9 +51,18 @@ def children(process: subprocess.Popen) -> list[int]:
   return [int(number) for number in subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()]
 
 
-def kill(folder: str, how: str, seconds: float) -> tuple[float, int, str] | None:
+def report(folder: str) -> dict[str, bytes]:
+  """What `python -m research.report out` in `folder` writes, by name, but for what it found of times and machines."""
+  run = subprocess.run([sys.executable, "-m", "research.report", "out"], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+  assert run.returncode == 0, run.stdout + run.stderr
+  top = pathlib.Path(folder, "out")
+  files = [path for name in ("report.*", "*.csv", "*.tex", "figures/*") for path in top.glob(name)]
+  return {str(path.relative_to(top)): path.read_bytes() for path in files}
+
+
+def kill(folder: str, how: str, seconds: float, together: int) -> tuple[float, int, str] | None:
   """Starts the sweep and kills it after `seconds`: when, how many runs were under way, and its last line. None where it had ended before."""
-  process = start(folder)
+  process = start(folder, together)
   begun = time.monotonic()
   try:
     output, _ = process.communicate(timeout=seconds)
@@ -81,6 +90,8 @@ def same(whole: str, broken: str) -> list[str]:
   for folder in (whole, broken):
     if (found := sorted(os.listdir(os.path.join(folder, "runs")))) != expected:
       wrong.append(f"{folder} holds the runs {found}, not {expected}")
+  one, other = (report(os.path.dirname(folder)) for folder in (whole, broken))
+  wrong += [f"the report's {name} differs" for name in sorted(one.keys() | other.keys()) if one.get(name) != other.get(name)]
   for address in expected:
     one, other = (os.path.join(folder, "runs", address) for folder in (whole, broken))
     wrong += [f"{address}: {name} differs" for name in tiny.same_arrays(one, other)]
@@ -92,7 +103,7 @@ def same(whole: str, broken: str) -> list[str]:
   return wrong
 
 
-def main(kills: int = 10, seed: int = 0) -> int:
+def main(kills: int = 10, seed: int = 0, together: int = 1) -> int:
   logging.getLogger("absl").setLevel(logging.ERROR)
   rng = random.Random(seed)
   with tempfile.TemporaryDirectory() as top:
@@ -102,20 +113,20 @@ def main(kills: int = 10, seed: int = 0) -> int:
       tiny.write_config(folder)
       pathlib.Path(folder, "study.py").write_text(STUDY)
     begun = time.monotonic()
-    tiny.finish(start(folders[0]))
+    tiny.finish(start(folders[0], together))
     seconds = time.monotonic() - begun
     print(f"uninterrupted: {seconds:.1f} s\n{'kill':>4}  {'what':<9}{'after, s':>9}{'runs under way':>16}  last line", flush=True)
     done = 0
     while done < kills:
-      found = kill(folders[1], HOW[done % 3], seconds * rng.uniform(0.03, 0.15))
+      found = kill(folders[1], HOW[done % 3], seconds * rng.uniform(0.03, 0.15), together)
       if found is None:
         print(f"it has ended after {done} kills: there is nothing left to kill; take more steps", flush=True)
         break
       done += 1
       print(f"{done:>4}  {HOW[(done - 1) % 3]:<9}{found[0]:>9.1f}{found[1]:>16}  {found[2]}", flush=True)
-    print(tiny.finish(start(folders[1])).strip().splitlines()[-1])
+    print(tiny.finish(start(folders[1], together)).strip().splitlines()[-1])
     wrong = same(*(os.path.join(folder, "out") for folder in folders))
-    print("\n".join(wrong) or "study.json: the same bytes; the same runs, each once: arrays of the last checkpoints, metrics and summaries equal", flush=True)
+    print("\n".join(wrong) or "study.json and report: the same bytes; the same runs, each once: arrays of the last checkpoints, metrics and summaries equal", flush=True)
     return int(bool(wrong) or done < kills)
 
 
@@ -125,5 +136,6 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--kills", type=int, default=10)
   parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--together", type=int, default=1)
   arguments = parser.parse_args()
-  sys.exit(main(arguments.kills, arguments.seed))
+  sys.exit(main(arguments.kills, arguments.seed, arguments.together))

@@ -84,7 +84,9 @@ def make_folder(run: Run, root: str) -> None:
 
 
 def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together: int = 1) -> Outcome:
-  """Brings all runs to their end, in `parallel` processes at a time, each of which trains up to `together` runs that are one program; SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them.
+  """Brings all runs to their end, in `parallel` processes at a time, of which each trains up to `together` runs that are one program.
+
+  SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them.
 
   Raises:
     UserError: there are GPUs, and `parallel` runs cannot share them evenly.
@@ -97,7 +99,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
         for child in [child for child in children if child.process.poll() is not None]:
           children.remove(child)
           free.append(child.devices)
-          states[child.run.address] = _ended(child, root, told is not None, board)
+          states |= {run.address: _ended(child, run, root, told is not None, board) for run in child.runs}
         if stop.signal is not None and told is None:
           told = stop.signal
           board.say(f"told to stop by {signal.Signals(told).name}: {len(children)} runs save")

@@ -168,7 +168,8 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
             said[i](f"FAILED at step {at}: {error}")
       losses = [float(metrics["loss"][i]) for i in range(len(kept)) if i not in failed]
       if losses and len(kept) > FEW:
-        say(f"step {at:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}" + (f"  {len(kept) * speed * cfg.batch_size:,.0f} rows/s" if speed else ""))
+        fast = f"  {len(kept) * speed * cfg.batch_size:,.0f} rows/s" if speed else ""
+        say(f"step {at:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}{fast}")
 
     def save(losses: dict[int, float]) -> None:
       for i, (m, book) in enumerate(zip(members, kept)):

@@ -54,8 +54,10 @@ def study_file(tmp_path_factory):
 # --- stand-ins ---------------------------------------------------------------------------------------------------------------
 
 STAND_IN = """
-  import fcntl, json, os, signal, sys
+  import fcntl, json, os, shlex, signal, subprocess, sys
 
+  if sys.argv[2] == "research.together":
+    sys.exit(max(subprocess.call([sys.argv[0], *shlex.split(line)[1:]]) for line in open(sys.argv[3])))
   words = dict(word.lstrip("-").split("=", 1) for word in sys.argv[3:])
   workdir, width = words["workdir"], words.get("config.model.width")
   def note(what):
@@ -294,6 +296,25 @@ def test_a_study_is_swept_once_and_what_is_done_is_not_run_again(stage, prepared
   assert status == 0 and "8 of 8 runs are done" in out and "start" not in out and stage.notes() == [] and (tmp_path / "out" / "study.json").read_text() == text
   status, out, err = run(sweep, study_file + ":3", *command[1:], "--launcher=commands")  # a third block: the others keep their addresses
   assert status == 0 and len(out.splitlines()) == 4 and "8 of 12 runs are done" in err and all("--config.seed=2 " in line for line in out.splitlines())
+
+
+def test_runs_of_one_program_are_trained_by_one_process(stage, prepared, study_file, run, tmp_path):
+  """Of each width there are 2 learning rates × 2 seeds; another width is another program."""
+  root = tmp_path / "out"
+  shutil.copytree(prepared[0], root)
+  stage.do({16: "fail"})
+  status, out, _ = run(sweep, study_file, f"--workdir={root}", "--together=3")
+  assert status == 1 and out.count("start  3 runs in one program") == 2 and "4 of 8 runs are done, 4 have failed" in out and out.count("  | error: no luck") == 4
+  lists = [[shlex.split(line) for line in path.read_text().splitlines()] for path in sorted((root / "together").glob("*.txt"))]
+  record = json.loads((root / "study.json").read_text())
+  assert all(shlex.join(line) in {run["command"] for run in record["runs"]} for lines in lists for line in lines)
+  assert [len(lines) for lines in lists] == [3, 3] and all(len({word for line in lines for word in line if "model.width" in word}) == 1 for lines in lists)
+  assert sum(line.startswith("end") for line in stage.notes()) == 4
+  stage.do({})
+  status, out, _ = run(sweep, study_file, f"--workdir={root}", "--together=9")
+  assert status == 0 and out.count("start  4 runs in one program") == 1 and "8 of 8 runs are done" in out
+  status, _, err = run(sweep, study_file, f"--workdir={root}", "--together=2", "--launcher=slurm")
+  assert status == 2 and "--together is for the local launcher" in err
 
 
 def test_a_failed_run_makes_a_failed_sweep_and_the_others_are_done(stage, prepared, study_file, run, tmp_path):
