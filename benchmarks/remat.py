@@ -1,6 +1,6 @@
 """What recomputation and precision cost and save: temporary memory and time of a training step for each `model.remat` and `model.dtype`.
 
-  python -m benchmarks.remat [--rounds=3 --steps=3]
+  python -m benchmarks.remat [--rounds=3 --steps=3 --scan]
 
 The decoder of benchmarks/shapes.py with a vocabulary of 96, rows of 256 tokens, AdamW. Memory is what the compiled step needs beside its arguments
 (compiled.memory_analysis().temp_size_in_bytes). One process; the contestants take turns. Both are of the device at hand.
@@ -29,6 +29,7 @@ from research.core.flags import parse
 FLAGS = flags.FlagValues()
 flags.DEFINE_integer("rounds", 3, "turns of each contestant", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("steps", 3, "steps of a turn", lower_bound=1, flag_values=FLAGS)
+flags.DEFINE_boolean("scan", False, "one compiled block, run over stacked parameters", flag_values=FLAGS)
 
 SHAPE = dataclasses.replace(SHAPES["decoder_96"], batch=4)
 DTYPES = ("float32", "bfloat16")
@@ -51,7 +52,7 @@ def contestant(remat: str, dtype: str):
 
   vocab = Vocab(SHAPE.vocab, {"pad": 0}, np.zeros(SHAPE.vocab, bool), np.ones(SHAPE.vocab, np.int32))
   objective = configs.make(causal_lm.Config(), vocab, SHAPE.length)
-  cfg = transformer.Config(layers=SHAPE.layers, width=SHAPE.width, attention=grouped.Config(heads=SHAPE.heads), remat=remat, dtype=dtype)
+  cfg = transformer.Config(layers=SHAPE.layers, width=SHAPE.width, attention=grouped.Config(heads=SHAPE.heads), remat=remat, dtype=dtype, scan=FLAGS.scan)
   model = transformer.make(cfg, SHAPE.vocab, objective.heads, SHAPE.length)
   updates = optimizer.make(optimizer.Config(clip=None), steps=10_000)
 
@@ -94,7 +95,7 @@ def main(arguments: list[str]) -> None:
   for name, (_, temporary) in runs.items():
     median = statistics.median(seconds[name])
     rows.append((*name, f"{temporary / 1e6:.0f}", f"{temporary / runs[base][1]:.2f}", f"{1e3 * median:.0f}", f"{median / statistics.median(seconds[base]):.2f}"))
-  print(f"{SHAPE.layers} layers, width {SHAPE.width}, {SHAPE.heads} heads, vocabulary {SHAPE.vocab}, {SHAPE.batch} rows of {SHAPE.length} tokens; "
+  print(f"{SHAPE.layers} layers, width {SHAPE.width}, {SHAPE.heads} heads, vocabulary {SHAPE.vocab}, {SHAPE.batch} rows of {SHAPE.length} tokens, layers {'scanned' if FLAGS.scan else 'unrolled'}; "
         f"{FLAGS.rounds * FLAGS.steps} steps each")  # fmt: skip
   print(compare.table(("remat", "dtype", "temporary MB", "ratio", "median ms", "ratio"), rows))
 

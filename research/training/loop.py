@@ -151,7 +151,10 @@ def jitted_step(run: Run):
 
 
 def check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:
-  """Refuses to go on with another experiment under the same name; says what changed harmlessly."""
+  """Refuses to go on with another experiment under the same name, or with what is none; says what changed harmlessly."""
+  if "imported" in meta:
+    raise UserError(f"'{workdir}' holds imported weights, which no optimizer has worked on yet: train from them in a new workdir, with --config={workdir} "
+                    f"--config.init_from={workdir}.")  # fmt: skip
   old = configs.flatten(configs.typed(meta["config"]))
   changes = configs.diff(old, config)
   for line in changes:
@@ -191,9 +194,6 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   checkpoints = Checkpoints(workdir, cfg.checkpoint)
   meta = checkpoints.meta() if checkpoints.steps() else None
   distributed.agree(**{"the last checkpoint of the workdir": str(meta and meta["step"])})
-  if meta is not None and "imported" in meta:
-    raise UserError(f"'{workdir}' holds imported weights, which no optimizer has worked on yet: train from them in a new workdir, with --config={workdir} "
-                    f"--config.init_from={workdir}.")  # fmt: skip
   if meta is not None:
     check_resume(config, workdir, meta, say)
   clock = watch.Watch(workdir, cfg.log.hang_seconds, {} if meta is None else meta.get("seconds", {}), jax.process_index())

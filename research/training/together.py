@@ -132,10 +132,10 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   streams = [next(m.run for m in members if m.stream == i) for i in range(1 + max(m.stream for m in members))]
   rows = [books.rows_of(each) for each in streams]
   batch_of = lambda k: tuple(meshes.put(stream.batch(each.train, k, cfg.batch_size), run.mesh) for each in rows)
-  quiet = lambda line: None
-  kept = [books.Book(m.run, m.config, m.workdir, rows[m.stream], start, m.meta, started, clock, tell if len(members) <= FEW else quiet, bar=False) for m, tell in zip(members, said)]
+  few, quiet = len(members) <= FEW, lambda line: None
+  kept = [books.Book(m.run, m.config, m.workdir, rows[m.stream], start, m.meta, started, clock, tell if few else quiet, bar=False) for m, tell in zip(members, said)]
   failed: dict[int, str] = {}
-  values = {key: jnp.asarray([_number(m.run.cfg, key) for m in members], jnp.float32) for key in _differing(typed)}
+  values = {key: jnp.asarray([_number(m.run.cfg, key) for m in members], float) for key in _differing(typed)}
   which = jnp.asarray([m.stream for m in members])
   eval_keys = _stacked([jax.random.key(m.run.cfg.seed + 1) for m in members])
   eval_batch = loop.eval_batch_size(cfg, run.mesh)
@@ -167,7 +167,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
             failed[i] = str(error)
             said[i](f"FAILED at step {at}: {error}")
       losses = [float(metrics["loss"][i]) for i in range(len(kept)) if i not in failed]
-      if losses and len(kept) > FEW:
+      if losses and not few:
         fast = f"  {len(kept) * speed * cfg.batch_size:,.0f} rows/s" if speed else ""
         say(f"step {at:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}{fast}")
 
@@ -216,7 +216,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
               valid = loss_eval.values(run.objective, _member(sums, place))
               kept[i].valid(step, valid)
               losses[i] = valid["loss"]
-        if len(kept) > FEW and losses:
+        if losses and not few:
           best = min(losses, key=losses.get)
           say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  valid  loss {losses[best]:.4f} … {max(losses.values()):.4f}, the least of run {best}")
       if keep:
