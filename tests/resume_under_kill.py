@@ -28,7 +28,7 @@ from research.training.checkpoint import FOLDER
 from research.training.monitor import read_metrics
 
 ROOT = pathlib.Path(__file__).parent.parent
-TIMES = ("tokens_per_second", "mfu")  # what of a line of metrics may differ
+TIMES = ("tokens_per_second", "images_per_second", "mfu")  # what of a line of metrics may differ
 CONFIG = """
   from research.core.config import use
 

@@ -76,14 +76,18 @@ def vocab() -> Vocab:
 
 def objective_of(name: str, length: int = LENGTH, **changes):
   """An objective or a variant of it at the keys of the contracts, with `changes`."""
-  family = name.partition("-")[0]
-  keys = {**KEYS.get(family, {}), **VARIANTS.get(name, {}), **changes}
-  return configs.make(configs.typed(configs.use(component(family), **keys)), vocab(), length)
+  return configs.make(configs.typed(configs.use(component(name), **{**keys(name), **changes})), vocab(), length)
 
 
 def component(name: str) -> str:
-  """How a config names the objective."""
-  return name if "." in name else f"objectives.{name}"
+  """How a config names the objective, or that of which it is a variant."""
+  family = name.partition("-")[0]
+  return family if "." in family else f"objectives.{family}"
+
+
+def keys(name: str) -> dict:
+  """The objective's keys in the contracts, where they are not its defaults."""
+  return {**KEYS.get(name.partition("-")[0], {}), **VARIANTS.get(name, {})}
 
 
 def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
@@ -95,14 +99,19 @@ def build(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = 
 def parts(name: str, dropout: float = 0.0, model_keys: dict = {}, length: int = LENGTH, **changes):  # noqa: B006
   """(objective, model) of `build`, without parameters."""
   objective = objective_of(name, length, **changes)
-  keys = dict(layers=2, width=32, attention=grouped.Config(heads=4), dropout=dropout, deviation=0.2, token_types=2 * ("types" in objective.element_spec))
-  stack = transformer.Config(**{**keys, **_needed(name), **model_keys})
-  if "images" in objective.element_spec:
-    text = dataclasses.replace(stack, layers=1)
-    cut = patches.Config(height=8, width=8, patch=4)
-    both = towers.Config({"text": text, "image": dataclasses.replace(text, patches=cut)})
-    stack = both if "tokens" in objective.element_spec else dataclasses.replace(stack, patches=cut)
-  return objective, configs.make(stack, SIZE, objective.heads, length)
+  return objective, configs.make(stack(name, objective, dropout=dropout, **model_keys), SIZE, objective.heads, length)
+
+
+def stack(name: str, objective, **keys):
+  """The config of the model that trains an objective: two blocks of four heads, unless `keys` says otherwise; a tower of one block for images, one for texts."""
+  spec = objective.element_spec
+  small = dict(layers=2, width=32, attention=grouped.Config(heads=4), deviation=0.2, token_types=2 * ("types" in spec))
+  found = transformer.Config(**{**small, **_needed(name), **keys})
+  if "images" not in spec:
+    return found
+  text, cut = dataclasses.replace(found, layers=1), patches.Config(height=8, width=8, patch=4)
+  both = towers.Config({"text": text, "image": dataclasses.replace(text, patches=cut)})
+  return both if "tokens" in spec else dataclasses.replace(found, patches=cut)
 
 
 def _needed(name: str) -> dict:

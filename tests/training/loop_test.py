@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 from research.core import config as configs
-from research.core.config import use
 from research.core.errors import UserError
-from research.core.overrides import resolve
 from research.core.trees import named_leaves
+from research.core.types import Field
 from research.data import text
 from research.evals import loss as loss_eval
 from research.parallel import mesh as meshes
@@ -27,10 +26,13 @@ from research.training import book, loop, planning
 from research.training.checkpoint import Checkpoints
 from research.training.restore import restore
 from tests import resume_under_kill as interruptions
-from tests.contracts.common import OBJECTIVES, component, objective_of
+from tests import tiny
+from tests.contracts.common import OBJECTIVES, objective_of
+from tests.tiny import experiment
 
 TEXT = [name for name in OBJECTIVES if set(objective_of(name).element_spec) <= {"tokens", "segments"}]  # what data.text delivers rows for
 APART = [name for name in TEXT if not objective_of(name).whole_batch]  # whose loss is a sum over rows
+RESUMED = {name: {} for name in OBJECTIVES} | {"contrastive": {"texts": 2}}  # with keys that let every data component feed one of them
 
 SUMMARY = {"step", "train", "valid", "best", "tokens", "flops", "tokens_per_second", "mfu", "wall_seconds", "device", "mesh", "config_hash",
            "data_hash", "version"}  # fmt: skip
@@ -63,28 +65,6 @@ def data(tmp_path_factory):
   return str(tmp_path_factory.mktemp("data"))
 
 
-def tiny(data, objective="causal_lm", *overrides):
-  config = use(
-    "training.experiment",
-    steps=12,
-    batch_size=4,
-    data=use(
-      "data.text",
-      sources={"text": use("data.sources.synthetic", documents=40, words=(5, 20), lexicon=20)},
-      tokenizer=use("data.tokenizer", kind="byte"),
-      length=16,
-      directory=data,
-    ),
-    model=use("model.transformer", layers=1, width=16, attention=use("model.attention.grouped", heads=2), dropout=0.1, queries=objective == "permutation_lm"),
-    objective=use(component(objective)),
-    optimizer=use("optim.optimizer", schedule=use("optim.schedule", peak=1e-2, warmup=2)),
-    checkpoint=use("training.checkpoint", every=4),
-    evaluate=use("training.evaluation", every=6, batch_size=16),
-    log=use("training.monitor", every=2, tensorboard=False),
-  )
-  return resolve(config, list(overrides))
-
-
 def stop_at(step):
   """A `say` that asks the run to stop, as a cluster does, when it tells of that step."""
 
@@ -97,12 +77,12 @@ def stop_at(step):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-  """One uninterrupted run of each objective, made when it is first asked for."""
+  """One uninterrupted run of each objective, with changes of its keys, made when it is first asked for."""
 
   @functools.cache
-  def run(objective):
+  def run(objective, **changes):
     workdir = str(tmp_path_factory.mktemp(objective))
-    return workdir, loop.train(tiny(data, objective, "log.tensorboard=true"), workdir, quiet)
+    return workdir, loop.train(experiment(data, objective, "log.tensorboard=true", **changes), workdir, quiet)
 
   return run
 
@@ -148,7 +128,7 @@ def test_what_the_summary_says(whole):
 @pytest.mark.parametrize("steps, part", [((3, -1), "negative"), ((0, 13), "ends at steps 12")])
 def test_steps_that_no_run_reaches_are_refused(data, steps, part):
   with pytest.raises(UserError, match=part):
-    tiny(data, "causal_lm", f"checkpoint.steps={steps}")
+    experiment(data, "causal_lm", f"checkpoint.steps={steps}")
 
 
 @pytest.mark.parametrize("name", APART)
@@ -163,7 +143,7 @@ def test_every_line_of_metrics_once_and_the_loss_falls(whole, name):
 
 
 def test_initial_values_are_the_same_on_every_mesh(data):
-  cfg = configs.typed(tiny(data))
+  cfg = configs.typed(experiment(data))
   prepared = planning.Imagined(planning.vocabulary(cfg.data, None))
   one, many = (
     loop.initial_state(loop.assemble(cfg, prepared, meshes.make(meshes.Config(**axes), jax.devices()[:count])))
@@ -176,24 +156,36 @@ def test_initial_values_are_the_same_on_every_mesh(data):
 # --- interruptions -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TEXT)
-def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, data, name, tmp_path):
-  workdir = str(tmp_path)
-  stopped = loop.train(tiny(data, name), workdir, stop_at(4))
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, data, name, tmp_path, monkeypatch):
+  (undisturbed, _), workdir, config = whole(name, **RESUMED[name]), str(tmp_path), experiment(data, name, **RESUMED[name])
+  monkeypatch.setattr(book.monitor, "draw", lambda *args: None)  # the picture takes a tenth of so short a run
+  stopped = loop.train(config, workdir, stop_at(4))
   assert stopped["stopped_by"] == "SIGTERM" and 4 <= stopped["step"] < 12
   assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
   saved, said = Checkpoints(workdir).meta()["seconds"]["train"], []
-  resumed = loop.train(tiny(data, name), workdir, said.append)
+  resumed = loop.train(config, workdir, said.append)
   assert any(f"resumed at step {stopped['step']}" in line for line in said)
   assert resumed["seconds"]["train"] > saved and resumed["seconds"]["lost"] == 0
-  assert interruptions.same_arrays(whole(name)[0], workdir) == []
-  assert interruptions.lines(workdir) == interruptions.lines(whole(name)[0])
+  assert interruptions.same_arrays(undisturbed, workdir) == []
+  assert interruptions.lines(workdir) == interruptions.lines(undisturbed)
+
+
+def test_every_kind_of_data_feeds_a_run_that_is_resumed(data):
+  fed = {f"data.{name}" for name in configs.members("data") if hasattr(configs.find(f"data.{name}"), "train_rows")}
+  assert fed == {experiment(data, name, **changes).data.name for name, changes in RESUMED.items()}, "give RESUMED an objective that reads this data"
+
+
+def test_an_objective_that_no_tiny_data_serves_is_told_what_to_add(data):
+  field = Field((3,), "int32", (None,), "chords")
+  with pytest.raises(AssertionError, match=r"rows of chords \[3\]: add to FEEDS in tests/tiny.py"):
+    tiny.data(objective_of("causal_lm")._replace(element_spec={"chords": field}), data)
 
 
 def test_a_run_that_is_finished_says_so(whole, data):
   workdir, summary = whole("causal_lm")
   said = []
-  again = loop.train(tiny(data, "causal_lm", "log.tensorboard=true"), workdir, said.append)
+  again = loop.train(experiment(data, "causal_lm", "log.tensorboard=true"), workdir, said.append)
   assert again == json.loads(json.dumps(summary)) and any("finished at step 12" in line for line in said)
 
 
@@ -202,7 +194,7 @@ def test_a_run_killed_after_its_last_checkpoint_gets_its_summary(whole, data, tm
   workdir, summary = copy(whole, tmp_path), whole("causal_lm")[1]
   path = pathlib.Path(workdir, "summary.json")
   path.unlink() if left is None else path.write_text(left)
-  again = loop.train(tiny(data, "causal_lm", "log.tensorboard=true"), workdir, quiet)
+  again = loop.train(experiment(data, "causal_lm", "log.tensorboard=true"), workdir, quiet)
   assert again == json.loads(path.read_text()) and again["stopped_by"] is None and again["flops"] > 0
   same = ("step", "train", "valid", "best", "tokens", "flops", "tokens_per_second", "mfu", "config_hash", "data_hash")
   assert {key: again[key] for key in same} == {key: summary[key] for key in same}
@@ -212,7 +204,7 @@ def test_harmless_changes_are_told_and_taken(whole, data, tmp_path):
   workdir = copy(whole, tmp_path, keep=8)
   said = []
   loop.train(
-    tiny(data, "causal_lm", "microbatches=2", "checkpoint.every=100", "evaluate.batch_size=3", "log.tensorboard=false"),
+    experiment(data, "causal_lm", "microbatches=2", "checkpoint.every=100", "evaluate.batch_size=3", "log.tensorboard=false"),
     workdir,
     said.append,
   )
@@ -234,14 +226,14 @@ def test_harmless_changes_are_told_and_taken(whole, data, tmp_path):
 def test_another_experiment_under_the_same_name_is_refused(whole, data, override, parts):
   workdir, _ = whole("causal_lm")
   with pytest.raises(UserError) as info:
-    loop.train(tiny(data, "causal_lm", "log.tensorboard=true", override), workdir, quiet)
+    loop.train(experiment(data, "causal_lm", "log.tensorboard=true", override), workdir, quiet)
   assert all(part in str(info.value) for part in [workdir, *parts]) and "\n" not in str(info.value)
 
 
 def test_data_that_changed_is_refused(tmp_path):
   path = tmp_path / "some.txt"
   path.write_text("the quick brown fox jumps over the lazy dog. " * 60)
-  config = tiny(
+  config = experiment(
     "", "causal_lm", "data.sources.text=files", f"data.sources.text.paths={str(path)!r},", "steps=2", "optimizer.schedule.warmup=1"
   )
   workdir = str(tmp_path / "run")
@@ -279,7 +271,7 @@ def test_killed_runs_end_where_an_undisturbed_one_ends(tmp_path):
 def test_init_from_takes_the_parameters_and_nothing_else(whole, data, tmp_path):
   workdir, _ = whole("causal_lm")
   saved = dict(named_leaves(Checkpoints(workdir).restore_params()))
-  run = loop.build(configs.typed(tiny(data, "causal_lm", f"init_from={workdir}", "optimizer.ema=0.5")), data, quiet)
+  run = loop.build(configs.typed(experiment(data, "causal_lm", f"init_from={workdir}", "optimizer.ema=0.5")), data, quiet)
   state = loop.initial_state(run)
   for name, leaf in named_leaves(state.params):
     np.testing.assert_array_equal(leaf, saved[name])
@@ -287,17 +279,18 @@ def test_init_from_takes_the_parameters_and_nothing_else(whole, data, tmp_path):
     if "params_ema/" in name:  # the average starts from them, too
       np.testing.assert_array_equal(leaf, saved[name.partition("params_ema/")[2]])
   assert int(state.step) == 0
-  other = loop.build(configs.typed(tiny(data, "causal_lm", f"init_from={workdir}", "model.width=32")), data, quiet)
+  other = loop.build(configs.typed(experiment(data, "causal_lm", f"init_from={workdir}", "model.width=32")), data, quiet)
   with pytest.raises(UserError, match="parameter '.*' is .* there and .* here"):
     loop.initial_state(other)
-  absent = loop.build(configs.typed(tiny(data, "causal_lm", f"init_from={tmp_path / 'absent'}")), data, quiet)
+  absent = loop.build(configs.typed(experiment(data, "causal_lm", f"init_from={tmp_path / 'absent'}")), data, quiet)
   with pytest.raises(UserError, match="no checkpoints in"):
     loop.initial_state(absent)
 
 
 def test_evaluation_reads_the_average_and_a_profile_and_chosen_steps_are_kept(data, tmp_path):
   workdir = str(tmp_path)
-  config = tiny(data, "causal_lm", "optimizer.ema=0.9", "steps=6", "evaluate.every=100", "checkpoint.every=6", "checkpoint.steps=(0,5)", "checkpoint.keep=1")
+  saves = ("checkpoint.every=6", "checkpoint.steps=(0,5)", "checkpoint.keep=1")
+  config = experiment(data, "causal_lm", "optimizer.ema=0.9", "steps=6", "evaluate.every=100", *saves)
   summary = loop.train(config, workdir, quiet, profile=range(2, 4))
   assert list(pathlib.Path(workdir, "profile").rglob("*.xplane.pb"))
   _, saved = interruptions.arrays(workdir)
@@ -318,7 +311,7 @@ def test_evaluation_reads_the_average_and_a_profile_and_chosen_steps_are_kept(da
 
 @pytest.mark.parametrize("name", APART)
 def test_evaluation_covers_the_whole_split_whatever_the_batch_size(whole, data, name):
-  run = loop.build(configs.typed(tiny(data, name)), data, quiet)
+  run = loop.build(configs.typed(experiment(data, name)), data, quiet)
   rows = text.valid_rows(run.prepared, run.cfg.data, run.objective.element_spec)
   params = restore(whole(name)[0]).params
   seen = []
@@ -352,6 +345,6 @@ def test_a_run_that_only_skips_updates_is_given_up(data, tmp_path, monkeypatch):
     "checkpoint.every=100",
   ]
   with pytest.raises(UserError, match="updates were all skipped .* lower the learning rate") as info:
-    loop.train(tiny(data, "causal_lm", *overrides), str(tmp_path), quiet)
+    loop.train(experiment(data, "causal_lm", *overrides), str(tmp_path), quiet)
   assert "\n" not in str(info.value)
   assert any(math.isnan(line["loss"]) or line["skipped"] for line in interruptions.read_metrics(str(tmp_path)))

@@ -13,13 +13,12 @@ import pytest
 
 from research import together as together_command
 from research.core import config as configs
-from research.core.config import use
 from research.core.errors import UserError
-from research.core.overrides import resolve
 from research.optim import numbers
 from research.training import book, loop, together
 from research.training.checkpoint import Checkpoints
 from tests import resume_under_kill as interruptions
+from tests.tiny import experiment
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -31,25 +30,7 @@ RUNS = [  # seed, data.seed, learning rate, weight decay
 
 
 def tiny(data, *overrides):
-  config = use(
-      "training.experiment",
-      steps=12,
-      batch_size=4,
-      data=use(
-          "data.text",
-          sources={"text": use("data.sources.synthetic", documents=40, words=(5, 20), lexicon=20)},
-          tokenizer=use("data.tokenizer", kind="byte"),
-          length=16,
-          directory=data,
-      ),
-      model=use("model.transformer", layers=1, width=16, attention=use("model.attention.grouped", heads=2), dropout=0.1),
-      objective=use("objectives.masked_lm"),
-      optimizer=use("optim.optimizer", schedule=use("optim.schedule", peak=1e-2, warmup=2), ema=0.9),
-      checkpoint=use("training.checkpoint", every=4),
-      evaluate=use("training.evaluation", every=6, batch_size=16),
-      log=use("training.monitor", every=2, tensorboard=False),
-  )
-  return resolve(config, list(overrides))
+  return experiment(data, "masked_lm", "optimizer.ema=0.9", *overrides)
 
 
 def member(data, seed, order, peak, decay):
