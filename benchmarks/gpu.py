@@ -3,8 +3,8 @@
   python -m benchmarks.gpu [--only=kernels|steps] [--steps=10] [--trace=FOLDER]
 
 Each measurement is a process of its own. Errors are the largest difference from the plain kernel in float32, relative to the largest entry. A step's time
-is the mean of steps that are sent one behind the other, the better of two turns; operations are those of the model (causal attention counts half, what is
-computed again does not), and their share is of the bfloat16 matrix product that the same GPU made just before. `planned` is what the compiler reports
+is the mean of steps that are sent one behind the other, the better of two turns; operations are those of the model, as training counts them, and their share is
+of the bfloat16 matrix product that the same GPU made just before. `planned` is what the compiler reports
 of the step, as `research.plan --topology=gpu:1` does; `measured` the most that the allocator held, initialisation included.
 """
 

@@ -54,4 +54,4 @@ def start(cfg: experiment.Config, devices: Sequence[Any]) -> Step:
 
   advance(1)
   memory = planning.held(compiled.memory_analysis())
-  return Step(run, loop.model_flops(run, traced.jaxpr), memory, took, lambda count: [timed(1) for _ in range(count)], lambda count: timed(count) / count)
+  return Step(run, loop.operations(run, traced.jaxpr)[0], memory, took, lambda count: [timed(1) for _ in range(count)], lambda count: timed(count) / count)

@@ -1,6 +1,6 @@
 """Counts the floating-point operations of a function from its jaxpr: nothing is compiled or run.
 
-Matrix multiplications (those of cuDNN's attention too) and convolutions only, the convention of model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix
+Matrix multiplications and convolutions only, the convention of model FLOPs utilisation (Chowdhery et al. 2022, PaLM, appendix
 B): a multiplication and an addition are two operations, elementwise work is none. Loop bodies count as often as they run (XLA's
 own cost analysis counts a scan's body once), and over all devices: a sharded program costs what the same program costs on one
 device.
@@ -9,7 +9,6 @@ device.
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import re
 from collections import Counter
@@ -127,21 +126,8 @@ def _conv_general_dilated(eqn: Any) -> int:
   return 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(kernel) // out_channels
 
 
-def _fused_attention(eqn: Any, products: int) -> int:
-  """cuDNN's flash attention on q [B, L, H, d] (or [B, H, L, d]) and k: `products` of 2·B·H·L·K·d, of which causal attention makes half.
-
-  Scores that its backward pass computes again are recomputation and do not count.
-  """
-  (B, L, H, d), K = (eqn.invars[0].aval.shape, eqn.invars[1].aval.shape[1])
-  if eqn.params["layout"]:
-    L, H, K = H, L, eqn.invars[1].aval.shape[2]
-  return products * 2 * B * H * L * K * d // (2 if "CAUSAL" in eqn.params["mask_type"].name else 1)
-
-
 _MATMULS = {
     "dot_general": _dot_general,
     "ragged_dot_general": _ragged_dot_general,
     "conv_general_dilated": _conv_general_dilated,
-    "dot_product_attention_fwd_wrapper": functools.partial(_fused_attention, products=2),
-    "dot_product_attention_bwd_wrapper": functools.partial(_fused_attention, products=4),
 }

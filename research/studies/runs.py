@@ -224,33 +224,17 @@ def _seeds(block: int) -> dict[str, int]:
 
 
 def step_cost(cfg: Any, known: Known) -> Cost:
-  """What a step of an experiment costs, of its jaxpr alone. Attention counts as a CPU computes it, whatever kernel the config names."""
-  import flax.linen as nn
+  """What a step of an experiment costs, of its jaxpr alone, as training counts it."""
   import jax
 
   from research.core.trees import size
   from research.objectives.base import tokens_of_row
   from research.parallel import mesh as meshes
-  from research.parallel.rules import RULES
-  from research.training import loop, planning
+  from research.training import loop
 
-  mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
-  run = loop.assemble(_any_kernel(cfg), known, mesh)
-  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-    traced = loop.jitted_step(run).trace(run.state, planning.batch(run))
-    work = loop.model_flops(run, traced.jaxpr)
+  run = loop.assemble(cfg, known, meshes.make(meshes.Config(data=1), jax.devices()[:1]))
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
-  return Cost(cfg.batch_size * tokens_of_row(run.objective, cfg.data.length), work, size(run.state.params), shapes)
-
-
-def _any_kernel(value: Any) -> Any:
-  """The same config with every attention kernel chosen by itself: the one that it names may need an accelerator."""
-  if isinstance(value, Mapping):
-    return type(value)({key: _any_kernel(item) for key, item in value.items()})
-  if not dataclasses.is_dataclass(value):
-    return value
-  changes = {f.name: _any_kernel(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  return dataclasses.replace(value, **{key: "auto" if key == "kernel" and isinstance(item, str) else item for key, item in changes.items()})
+  return Cost(cfg.batch_size * tokens_of_row(run.objective, cfg.data.length), loop.operations(run)[0], size(run.state.params), shapes)
 
 
 def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False) -> dict[str, Any]:

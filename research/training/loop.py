@@ -7,16 +7,19 @@ seeds, so a run that was killed goes on as if nothing had happened.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import signal
 import time
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.core import config as configs
 from research.core import flops
@@ -26,6 +29,7 @@ from research.core.types import Array, Batch, PyTree, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
 from research.model import transformer
+from research.model.attention.core import KERNELS
 from research.objectives.base import Objective
 from research.optim import guard
 from research.optim import optimizer as optimizers
@@ -221,11 +225,13 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   eval_key = jax.random.key(cfg.seed + 1)
   book = books.Book(run, config, workdir, rows, start, meta, started, clock, say, leads)
   first_step = None
+  traced_soon = start < cfg.steps  # else it was killed between its last checkpoint and the summary
+  work = 0.0 if traced_soon and _counts(run) else operations(run)[0]
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
     train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
-    work, peak, compiled = 0.0, (0.0, ""), None
+    peak, compiled = (0.0, ""), None
     pending: tuple[int, Any] | None = None
     step, mark, counted = start, time.perf_counter(), 0
 
@@ -242,13 +248,11 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
 
     if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
       checkpoints.save(state, book.record(0), None)
-    if start >= cfg.steps:  # killed between the last checkpoint and the summary
-      work = model_flops(run, train_step.trace(state, batch_of(start)).jaxpr)
     for batch in batches:
       if compiled is None:  # one trace serves the count of operations and the compilation
         clock.enter("compile")
         traced = train_step.trace(state, batch)
-        work = model_flops(run, traced.jaxpr)
+        work = work or operations(run, traced.jaxpr)[0]
         compiled = traced.lower().compile()
         clock.enter("train")
       if step in profile and step == profile.start:
@@ -304,9 +308,48 @@ def introduced(run: Run) -> str:
   return f"{size(run.state.params):,} parameters · vocabulary {run.prepared.vocab.size} · {where}"
 
 
-def model_flops(run: Run, jaxpr: Any, credit_recompute: bool = False) -> float:
-  """Operations of a step of the model, of what `jitted_step(run).trace(…).jaxpr` gave; those of the optimizer are left out."""
-  return flops.count_jaxpr(jaxpr, credit_recompute).total - update_flops(run)
+def operations(run: Run, jaxpr: Any = None) -> tuple[float, float]:
+  """FLOPs of the model in a step, and with what `jax.checkpoint` computes again; those of the optimizer are left out.
+
+  They are those of one device with plain attention, whatever the run has: a kernel's body does not tell the blocks that it skips, its backward pass computes
+  scores twice, and where places are spread over devices causal attention is not cut.
+
+  Call it under no mesh, unless `jaxpr` counts.
+
+  Args:
+    jaxpr: what `jitted_step(run).trace(…).jaxpr` gave, where there is one; it counts where it is of that kind.
+  """
+  if jaxpr is None or not _counts(run):
+    own = [device for device in run.mesh.devices.flat if device.process_index == jax.process_index()] or run.mesh.devices.flat
+    mesh = meshes.make(meshes.Config(data=1), list(own[:1]))
+    run = assemble(with_kernels(run.cfg, dict.fromkeys(("auto", *KERNELS), "xla")), run.prepared, mesh)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+      jaxpr = jitted_step(run).trace(run.state, batch_shapes(run)).jaxpr
+  update = update_flops(run)
+  return flops.count_jaxpr(jaxpr).total - update, flops.count_jaxpr(jaxpr, credit_recompute=True).total - update
+
+
+def _counts(run: Run) -> bool:
+  """Whether the run's own step is one of a single device with plain attention: on a CPU `auto` is that."""
+  plain = with_kernels(run.cfg, {"auto": "xla"}) == with_kernels(run.cfg, dict.fromkeys(("auto", *KERNELS), "xla"))
+  return plain and run.mesh.devices.size == 1 and run.mesh.devices.flat[0].platform == "cpu"
+
+
+def with_kernels(value: Any, other: Mapping[str, str]) -> Any:
+  """A config, or a part of one, with other attention kernels: old name -> new."""
+  if isinstance(value, Mapping):
+    return types.MappingProxyType({key: with_kernels(item, other) for key, item in value.items()})
+  if not dataclasses.is_dataclass(value):
+    return value
+  parts = {field.name: with_kernels(getattr(value, field.name), other) for field in dataclasses.fields(value)}
+  return dataclasses.replace(value, **{key: other.get(item, item) if key == "kernel" and isinstance(item, str) else item for key, item in parts.items()})
+
+
+def batch_shapes(run: Run) -> Batch:
+  """A global batch, as shapes with shardings."""
+  rows, sharding = run.cfg.batch_size, meshes.batch_sharding(run.mesh)
+  array = lambda shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+  return Batch({name: array(field.shape, field.dtype) for name, field in run.objective.element_spec.items()}, array((2,), np.uint32), array((), bool))
 
 
 def update_flops(run: Run) -> float:

@@ -16,7 +16,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.core.trees import size
-from research.core.types import Batch, Vocab
+from research.core.types import Vocab
 from research.data import tokenizer
 from research.parallel import collectives, hlo, topology
 from research.parallel import mesh as meshes
@@ -108,13 +108,6 @@ def vocabulary(data: Any, vocab_size: int | None) -> Vocab:
   return Vocab(count, special, plain & (np.arange(count) % 2 == 0), 4 * plain.astype(np.int32))
 
 
-def batch(run: loop.Run) -> Batch:
-  """The shapes of a global batch, with shardings."""
-  rows, sharding = run.cfg.batch_size, meshes.batch_sharding(run.mesh)
-  array = lambda shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
-  return Batch({name: array(field.shape, field.dtype) for name, field in run.objective.element_spec.items()}, array((2,), np.uint32), array((), bool))
-
-
 def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | None = None) -> Plan:
   """Compiles one training step of `cfg` for `target`.
 
@@ -125,8 +118,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
   meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
   run = loop.assemble(cfg, Imagined(vocabulary(cfg.data, vocab_size)), mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-    traced = loop.jitted_step(run).trace(run.state, batch(run))
-    model, executed = (loop.model_flops(run, traced.jaxpr, credit_recompute=credit) for credit in (False, True))
+    traced = loop.jitted_step(run).trace(run.state, loop.batch_shapes(run))
     started, said, over, compiled = time.perf_counter(), [], None, None
     lowered = traced.lower()
     try:
@@ -138,6 +130,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
       over = exceeded(str(error))
   took = time.perf_counter() - started
 
+  model, executed = loop.operations(run)
   chip, share = target.chip, target.chip.devices
   seconds = {"compute": (executed + loop.update_flops(run)) / (mesh.devices.size * chip.flops / share), "memory": 0.0, "network": 0.0}
   memory, traffic, found, warnings = {}, None, [], rematerialised("".join(said), mesh)

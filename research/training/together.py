@@ -139,14 +139,13 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   which = jnp.asarray([m.stream for m in members])
   eval_keys = _stacked([jax.random.key(m.run.cfg.seed + 1) for m in members])
   eval_batch = loop.eval_batch_size(cfg, run.mesh)
-  first_step = None
+  first_step, work = None, loop.operations(run)[0]
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
     over = _over(platform())
     advance = jax.jit(functools.partial(_advance, run, over), donate_argnums=0)
     score = jax.jit(functools.partial(_score, loss_eval.make_step(run.apply, run.objective), over))
-    single = loop.jitted_step(run).trace(run.state, jax.eval_shape(lambda: batch_of(start)[0]))
-    work, peak, compiled = loop.model_flops(run, single.jaxpr), (0.0, ""), None
+    peak, compiled = (0.0, ""), None
     pending: tuple[int, Any] | None = None
     step, mark, counted = start, time.perf_counter(), 0
 

@@ -114,16 +114,3 @@ def test_shard_map_counts_all_shards():
     mapped = jax.shard_map(lambda x, w: x @ w, mesh=over, in_specs=(spec, PartitionSpec(None, None)), out_specs=spec,
                            axis_names={"data"})  # fmt: skip
     assert count(jax.jit(mapped), shape(8, 5), shape(5, 7)).total == 2 * 8 * 5 * 7
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_cudnn_attention_counts_two_products_and_four_backward(monkeypatch, causal):
-  """Traced only: JAX asks for the library before it traces, and needs none to trace."""
-  from jax._src.cudnn import fused_attention_stablehlo as cudnn
-
-  monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91000)
-  attend = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
-  half = lambda *dims: jax.ShapeDtypeStruct(dims, "bfloat16")
-  args, product = (half(2, 32, 4, 8), half(2, 64, 2, 8), half(2, 64, 2, 8)), 2 * 2 * 4 * 32 * 64 * 8 // (1 + causal)
-  assert count(attend, *args).total == 2 * product
-  assert count(jax.grad(lambda *args: attend(*args).sum().astype("float32"), argnums=(0, 1, 2)), *args).total == 6 * product

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from research.core.types import Field
 from research.data import text
 from research.evals import loss as loss_eval
 from research.parallel import mesh as meshes
+from research.parallel.rules import RULES
 from research.training import book, loop, planning
 from research.training.checkpoint import Checkpoints
 from research.training.restore import restore
@@ -151,6 +153,26 @@ def test_initial_values_are_the_same_on_every_mesh(data):
   )
   for (name, a), (_, b) in zip(named_leaves(one.params), named_leaves(many.params)):
     np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_operations_are_the_models_whatever_mesh_and_kernel(data):
+  """Of one device with plain attention: not those that a kernel computes twice, nor those that it does not tell."""
+
+  def counted(count=1, *overrides):
+    cfg = configs.typed(experiment(data, "causal_lm", "data.length=256", *overrides))
+    run = loop.assemble(cfg, planning.Imagined(planning.vocabulary(cfg.data, None)), meshes.make(cfg.mesh, jax.devices()[:count]))
+    jaxpr = None
+    if "splash" not in str(overrides):  # which cannot be traced here
+      with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
+        jaxpr = loop.jitted_step(run).trace(run.state, loop.batch_shapes(run)).jaxpr
+    return loop.operations(run, jaxpr)
+
+  want, again = counted()
+  assert want == again > 0
+  assert counted(1, "model.attention.kernel=chunked") == counted(1, "model.attention.kernel=splash") == (want, want)
+  assert counted(4, "mesh.sequence=2", "mesh.fsdp=2", "mesh.data=1", "model.dropout=0") == (want, want)
+  once, twice = counted(1, "model.remat=full")
+  assert once == want < twice
 
 
 # --- interruptions -----------------------------------------------------------------------------------------------------------
