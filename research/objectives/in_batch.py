@@ -22,7 +22,10 @@ class Matched(NamedTuple):
 
 
 def info_nce(queries: Array, keys: Array, own: Array, present: Array, scale: Array | float) -> Matched:
-  """−log of softmax_j(scale · queries·keysᵀ) at the own key (van den Oord et al. 2018, equation 4).
+  """−log of softmax_j(scale · queries·keysᵀ) at the own key (van den Oord et al. 2018, equation 4), as log(1 + Σ over the negatives e^margin).
+
+  A margin is what a negative's score has above the own one, a difference that is taken before the scale multiplies it. Of two scores near 20, which float32
+  rounds to 1e-6, a small loss would be a difference with few digits, and so would its gradient.
 
   Args:
     queries: [N, D].
@@ -34,10 +37,11 @@ def info_nce(queries: Array, keys: Array, own: Array, present: Array, scale: Arr
   Returns:
     Loss and hits of each query, in at least float32; of no meaning where the own key is not there.
   """
-  scores = jnp.einsum("ND,KD->NK", queries, keys, preferred_element_type=jnp.promote_types(jnp.float32, queries.dtype)) * scale
-  mine = jnp.take_along_axis(scores, own[:, None], axis=1)[:, 0]
-  scores = jnp.where(present[None, :] | (jnp.arange(len(keys))[None, :] == own[:, None]), scores, ABSENT)
-  return Matched(jax.nn.logsumexp(scores, axis=1) - mine, mine >= jnp.max(scores, axis=1))
+  products = jnp.einsum("ND,KD->NK", queries, keys, preferred_element_type=jnp.promote_types(jnp.float32, queries.dtype))
+  margins = (products - jnp.take_along_axis(products, own[:, None], axis=1)) * scale
+  negatives = present[None, :] & (jnp.arange(len(keys))[None, :] != own[:, None])
+  margins = jnp.where(negatives, margins, ABSENT)
+  return Matched(jax.nn.softplus(jax.nn.logsumexp(margins, axis=1)), jnp.max(margins, axis=1) <= 0)
 
 
 def pairwise_sigmoid(queries: Array, keys: Array, present: Array, scale: Array, bias: Array) -> Matched:

@@ -74,6 +74,22 @@ def test_the_sigmoid_loss_is_that_of_a_double_loop():
     assert float(found.nll[i]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_small_loss_keeps_its_digits():
+  """Pairs that are all but learned: in float32 the loss and its gradient are those of float64, though scores of 20 are rounded to 1e-6."""
+  rng = np.random.default_rng(3)
+  keys = unit(rng, 16, 64)
+  queries = keys + 0.02 * rng.standard_normal(keys.shape).astype(np.float32)
+  nll = lambda queries: info_nce(queries, jnp.asarray(keys), jnp.arange(16), jnp.ones(16, bool), 20.0).nll
+  products = queries.astype(np.float64) @ keys.T
+  others = np.where(np.eye(16, dtype=bool), 0.0, np.exp(20 * (products - np.diag(products)[:, None])))
+  expected = np.log1p(others.sum(axis=1))
+  assert expected.max() < 1e-4
+  np.testing.assert_allclose(nll(queries), expected, rtol=1e-4)
+  chances = others / (1 + others.sum(axis=1, keepdims=True))
+  gradient = 20 * (chances @ keys - chances.sum(axis=1, keepdims=True) * keys)
+  np.testing.assert_allclose(jax.grad(lambda queries: jnp.sum(nll(queries)))(queries), gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
+
+
 def test_absent_keys_get_no_gradient():
   rng = np.random.default_rng(2)
   queries, keys, present = jnp.asarray(unit(rng, 3, 8)), jnp.asarray(unit(rng, 5, 8)), jnp.array([True, True, True, False, True])
