@@ -10,6 +10,7 @@ differ by 2 % before it counts as another; what the recipe says may not differ a
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.metadata
 import json
 import os
@@ -30,10 +31,12 @@ FILE, PAGE = HERE / "atlas.json", HERE / "atlas.md"
 FLAGS = flags.FlagValues()
 flags.DEFINE_boolean("check", False, "compare with the file instead of writing it", flag_values=FLAGS)
 flags.DEFINE_list("only", [], "beginnings of recipes' names", flag_values=FLAGS)
+flags.DEFINE_integer("jobs", 2, "compilations at a time", lower_bound=1, flag_values=FLAGS)
 
 FULL = ("model.remat=full",)
+# On v5p `fsdp` is 16, two dimensions of the torus: along all three the compiler gathers parameters by reducing, which sends twice as much.
 ENTRIES: dict[tuple[str, str], tuple[str, ...]] = {  # (recipe, topology) -> what is changed of it, as in --config.KEY=VALUE
-    ("llama.py:3_8b", "v5p:4x4x4"): ("mesh.fsdp=64", "microbatches=8", *FULL),
+    ("llama.py:3_8b", "v5p:4x4x4"): ("mesh.fsdp=16", "microbatches=8", *FULL),
     ("llama.py:3_8b", "v5e:16x16"): ("mesh.fsdp=64", "mesh.tensor=4", "microbatches=8", *FULL),
     ("llama.py:3_70b", "v5p:4x8x8"): ("mesh.fsdp=64", "mesh.tensor=4", "microbatches=8", *FULL),
     ("llama.py:2_7b", "v5e:16x16"): ("mesh.fsdp=256", "microbatches=4", *FULL),
@@ -50,13 +53,13 @@ ENTRIES: dict[tuple[str, str], tuple[str, ...]] = {  # (recipe, topology) -> wha
     ("t5.py:base", "v5e:4x4"): ("model.dtype=bfloat16", "model.scan=True", "model.remat=dots"),
     ("t5.py:large", "v5e:4x4"): ("mesh.fsdp=16", *FULL),
     ("t5.py:3b", "v5e:8x8"): ("mesh.fsdp=64", *FULL),
-    ("t5.py:11b", "v5p:4x4x4"): ("mesh.fsdp=64", *FULL),
+    ("t5.py:11b", "v5p:4x4x4"): ("mesh.fsdp=16", *FULL),
     ("transformer.py:base", "v5e:2x2"): ("model.dtype=bfloat16", "model.scan=True", "model.remat=dots"),
     ("transformer.py:big", "v5e:4x4"): ("model.dtype=bfloat16", "model.scan=True", "model.remat=dots"),
     ("vit.py:b16", "v5e:4x4"): ("microbatches=4", "model.dtype=bfloat16", "model.scan=True", "model.remat=dots"),
     ("vit.py:l16", "v5e:8x8"): ("mesh.fsdp=64", *FULL),
     ("clip.py:b16", "v5e:8x8"): ("microbatches=4", *(f"model.towers.{tower}.{key}" for tower in ("text", "image") for key in ("dtype=bfloat16", "scan=True", "remat=full"))),
-    ("clip.py:l14", "v5p:4x4x4"): ("mesh.fsdp=64", "microbatches=4", "model.towers.text.remat=full", "model.towers.image.remat=full"),
+    ("clip.py:l14", "v5p:4x4x4"): ("mesh.fsdp=16", "microbatches=4", "model.towers.text.remat=full", "model.towers.image.remat=full"),
     ("base.py", "v5e:2x2"): (),
     ("shakespeare.py", "v5e:2x2"): (),
     ("shakespeare_char.py", "v5e:2x2"): (),
@@ -81,25 +84,35 @@ def main(arguments: list[str]) -> int:
   chosen = [key for key in ENTRIES if not FLAGS.only or key[0].startswith(tuple(FLAGS.only))]
   if not chosen:
     raise UserError(f"--only={','.join(FLAGS.only)}: no recipe begins so.")
-  after, differ, started = {}, [], time.perf_counter()
-  for recipe, topology in chosen:
-    name, began = f"{recipe} on {topology}", time.perf_counter()
-    after[name] = measured(recipe, topology, ENTRIES[recipe, topology])
-    told = changes(before[name], after[name]) if name in before else [("not in the file", False)]
-    differ += [name] if told else []
-    said = "; ".join(f"{'WORSE: ' if bad else ''}{text}" for text, bad in told) or "unchanged"
-    print(f"{name} ({time.perf_counter() - began:.0f} s): {said}", flush=True)
-    if not FLAGS.check:  # after each, so that nothing is lost where one fails
-      merged = before | after
-      ordered = {key: merged[key] for key in (f"{r} on {t}" for r, t in ENTRIES) if key in merged}
-      FILE.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
-      PAGE.write_text(page(ordered), encoding="utf-8")
+  after, differ, failed, started = {}, [], [], time.perf_counter()
+  with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
+    futures = {pool.submit(measured, *key, ENTRIES[key]): " on ".join(key) for key in chosen}
+    for future in concurrent.futures.as_completed(futures):
+      name = futures[future]
+      try:
+        after[name], seconds = future.result()
+      except UserError as error:
+        failed.append(str(error))
+        print(f"{name}: {error}", flush=True)
+        continue
+      told = changes(before[name], after[name]) if name in before else [("not in the file", False)]
+      differ += [name] if told else []
+      said = "; ".join(f"{'WORSE: ' if bad else ''}{text}" for text, bad in told) or "unchanged"
+      print(f"{name} ({seconds:.0f} s): {said}", flush=True)
+      if not FLAGS.check:  # after each, so that nothing is lost where one fails
+        merged = before | after
+        ordered = {key: merged[key] for key in (f"{r} on {t}" for r, t in ENTRIES) if key in merged}
+        FILE.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(page(ordered), encoding="utf-8")
+  if failed:
+    raise UserError(f"{len(failed)} of {len(chosen)} entries do not compile; the first: {failed[0]}")
   print(f"{len(chosen)} entries, {len(differ)} of them other than in the file, in {(time.perf_counter() - started) / 60:.1f} minutes")
   return 1 if FLAGS.check and differ else 0
 
 
-def measured(recipe: str, topology: str, changed: tuple[str, ...]) -> dict[str, Any]:
-  """One entry, compiled in a process of its own: libtpu keeps what it has compiled in memory."""
+def measured(recipe: str, topology: str, changed: tuple[str, ...]) -> tuple[dict[str, Any], float]:
+  """One entry and the seconds it took, compiled in a process of its own: libtpu keeps what it has compiled in memory."""
+  began = time.perf_counter()
   arguments = [f"--config=configs/{recipe}", f"--topology={topology}", "--json", *(f"--config.{change}" for change in changed)]
   if recipe in VOCABULARIES:
     arguments.append(f"--vocab_size={VOCABULARIES[recipe]}")
@@ -108,7 +121,7 @@ def measured(recipe: str, topology: str, changed: tuple[str, ...]) -> dict[str, 
     raise UserError(f"{recipe} on {topology}: {(done.stderr.strip().splitlines() or ['no message'])[-1].removeprefix('error: ')}")
   plan = json.loads(done.stdout)
   compiler = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in ("jax", "libtpu"))
-  return {"changed": list(changed), "compiler": compiler} | {key: plan[key] for key in KEPT}
+  return {"changed": list(changed), "compiler": compiler} | {key: plan[key] for key in KEPT}, time.perf_counter() - began
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, bool]]:

@@ -235,22 +235,12 @@ def step_cost(cfg: Any, known: Known) -> Cost:
   from research.training import loop, planning
 
   mesh = meshes.make(meshes.Config(data=1), jax.devices()[:1])
-  run = loop.assemble(_any_kernel(cfg), known, mesh)
+  run = loop.assemble(planning.any_kernel(cfg), known, mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
     traced = loop.jitted_step(run).trace(run.state, planning.batch(run))
     work = loop.model_flops(run, traced.jaxpr)
   shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), run.state.params)
   return Cost(cfg.batch_size * tokens_of_row(run.objective, cfg.data.length), work, size(run.state.params), shapes)
-
-
-def _any_kernel(value: Any) -> Any:
-  """The same config with every attention kernel chosen by itself: the one that it names may need an accelerator."""
-  if isinstance(value, Mapping):
-    return type(value)({key: _any_kernel(item) for key, item in value.items()})
-  if not dataclasses.is_dataclass(value):
-    return value
-  changes = {f.name: _any_kernel(getattr(value, f.name)) for f in dataclasses.fields(value)}
-  return dataclasses.replace(value, **{key: "auto" if key == "kernel" and isinstance(item, str) else item for key, item in changes.items()})
 
 
 def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False) -> dict[str, Any]:

@@ -6,8 +6,10 @@ in the config of the tokenizer.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -115,6 +117,28 @@ def batch(run: loop.Run) -> Batch:
   return Batch({name: array(field.shape, field.dtype) for name, field in run.objective.element_spec.items()}, array((2,), np.uint32), array((), bool))
 
 
+def any_kernel(value: Any) -> Any:
+  """The same config with every attention kernel chosen by itself: the one that it names may need an accelerator."""
+  if isinstance(value, Mapping):
+    return type(value)({key: any_kernel(item) for key, item in value.items()})
+  if not dataclasses.is_dataclass(value):
+    return value
+  changes = {f.name: any_kernel(getattr(value, f.name)) for f in dataclasses.fields(value)}
+  return dataclasses.replace(value, **{key: "auto" if key == "kernel" and isinstance(item, str) else item for key, item in changes.items()})
+
+
+def operations(cfg: experiment.Config, prepared: Any) -> tuple[float, float]:
+  """FLOPs of a step, and with what `jax.checkpoint` computes again. Attention counts as a CPU computes it, whatever kernel the chip has.
+
+  A kernel's body does not tell the blocks that it skips, and its backward pass computes scores twice: no measure of the model, and no floor.
+  """
+  mesh = meshes.make(meshes.Config(data=1), jax.devices("cpu")[:1])
+  run = loop.assemble(any_kernel(cfg), prepared, mesh)
+  with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    jaxpr = loop.jitted_step(run).trace(run.state, batch(run)).jaxpr
+  return loop.model_flops(run, jaxpr), loop.model_flops(run, jaxpr, credit_recompute=True)
+
+
 def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | None = None) -> Plan:
   """Compiles one training step of `cfg` for `target`.
 
@@ -123,10 +147,10 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
   """
   mesh = meshes.make(cfg.mesh, target.devices)
   meshes.check_batch(mesh, cfg.batch_size, cfg.microbatches)
-  run = loop.assemble(cfg, Imagined(vocabulary(cfg.data, vocab_size)), mesh)
+  known = Imagined(vocabulary(cfg.data, vocab_size))
+  run = loop.assemble(cfg, known, mesh)
   with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
     traced = loop.jitted_step(run).trace(run.state, batch(run))
-    model, executed = (loop.model_flops(run, traced.jaxpr, credit_recompute=credit) for credit in (False, True))
     started, said, over, compiled = time.perf_counter(), [], None, None
     lowered = traced.lower()
     try:
@@ -138,6 +162,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
       over = exceeded(str(error))
   took = time.perf_counter() - started
 
+  model, executed = operations(cfg, known)
   chip, share = target.chip, target.chip.devices
   seconds = {"compute": (executed + loop.update_flops(run)) / (mesh.devices.size * chip.flops / share), "memory": 0.0, "network": 0.0}
   memory, traffic, found, warnings = {}, None, [], rematerialised("".join(said), mesh)
@@ -148,6 +173,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
     traffic, found = hlo.traffic(program, runs), collectives.found(program, runs, mesh)
     seconds["memory"] = traffic / (chip.bandwidth / share)
     seconds["network"] = sum(c.sent / (chip.network / share * _links(c, chip)) for c in found)
+    warnings += gathered_by_reducing(found)
     if unknown:
       warnings.append(f"{unknown} loops whose trip count the program does not tell: their bodies are counted once")
   capacity = None if chip.memory is None else chip.memory // share
@@ -184,6 +210,14 @@ def exceeded(message: str) -> int | None:
   if match := re.search(rf"{unit}\)? exceeds available \w+ \({unit}\)", message):
     return round(number(*match.groups()[:2]) - number(*match.groups()[2:]))
   return None
+
+
+def gathered_by_reducing(found: list[collectives.Collective]) -> list[str]:
+  """A sentence where all-reduces are all that goes along `fsdp`, by which libtpu gathers along three dimensions of a torus."""
+  along = [c for c in found if "fsdp" in c.axes]
+  if any(c.kind != "all-reduce" for c in along) or all(c.dimensions < 3 for c in along):
+    return []
+  return ["parameters are gathered along fsdp by all-reduces, which send twice as much, for fsdp spans three dimensions of the torus: a smaller mesh.fsdp, with more of mesh.data, spans two"]
 
 
 def rematerialised(log: str, mesh: jax.sharding.Mesh) -> list[str]:

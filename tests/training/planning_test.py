@@ -13,9 +13,10 @@ from research import plan as command
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.overrides import load
+from research.core.trees import size
+from research.parallel import collectives, topology
 from research.parallel import mesh as meshes
-from research.parallel import topology
-from research.training import planning, search
+from research.training import loop, planning, search
 
 KEYS = ("model.layers=2", "model.width=32", "model.attention.heads=4", "data.tokenizer.kind=byte", "data.length=16", "batch_size=8")
 FLAGS = [f"--config.{key}" for key in KEYS]
@@ -42,6 +43,14 @@ def test_recomputation_costs_operations_that_are_not_credited_and_fsdp_keeps_les
   assert ("all-gather", ("fsdp",)) in {(c.kind, c.axes) for c in again.collectives}
 
 
+def test_operations_are_those_of_the_model_not_of_a_kernel():
+  """An accelerator's kernel that a config names is no reason to count otherwise, nor to refuse."""
+  of = lambda *changes: configs.typed(load("configs/base.py", [*FLAGS, *(f"--config.{change}" for change in changes)]))
+  known = planning.Imagined(planning.vocabulary(of().data, None))
+  plain, splash = (planning.operations(of(f"model.attention.kernel={kernel}", "model.remat=full"), known) for kernel in ("xla", "splash"))
+  assert plain == splash and plain[0] < plain[1]
+
+
 @pytest.mark.parametrize(
   "message, over",
   [
@@ -62,6 +71,15 @@ def test_an_involuntary_rematerialisation_names_the_rules():
   (said,) = planning.rematerialised(line, meshes.make(meshes.Config(data=4, tensor=2)))
   assert "jit(logged)/embed/take f32[8,16,32]" in said and "('batch', ('data', 'fsdp', 'expert'))" in said and "'tensor'" not in said
   assert planning.rematerialised("a line of something else", meshes.make(meshes.Config())) == []
+
+
+def test_gathers_that_are_reductions_are_told():
+  of = lambda kind, axes, dimensions: collectives.Collective(kind, axes, 1, 8, 16.0, dimensions)
+  reduced, gathered = of("all-reduce", ("fsdp",), 3), of("all-gather", ("fsdp",), 3)
+  (said,) = planning.gathered_by_reducing([reduced, of("all-reduce", ("fsdp", "tensor"), 3)])
+  assert "mesh.fsdp" in said
+  for fine in ([], [reduced, gathered], [of("all-reduce", ("data",), 3)], [of("all-reduce", ("fsdp",), 2)]):
+    assert planning.gathered_by_reducing(fine) == []
 
 
 def test_the_partitioners_own_words_are_heard():
@@ -173,9 +191,29 @@ def test_a_check_of_the_atlas_is_red_where_anything_differs(change, code, monkey
   text = json.dumps({} if change is None else {name: ENTRY})
   (tmp_path / "atlas.json").write_text(text)
   monkeypatch.setattr(atlas, "FILE", tmp_path / "atlas.json")
-  monkeypatch.setattr(atlas, "measured", lambda recipe, topology, changed: ENTRY | (change or {}))
+  monkeypatch.setattr(atlas, "measured", lambda recipe, topology, changed: (ENTRY | (change or {}), 1.0))
   assert run(atlas, "--check", "--only=gpt2.py:124m")[0] == code
   assert (tmp_path / "atlas.json").read_text() == text and [path.name for path in tmp_path.iterdir()] == ["atlas.json"]
+
+
+def test_an_entry_of_the_atlas_that_does_not_compile_keeps_no_other_back(monkeypatch, tmp_path, fails):
+  def measured(recipe, topology, changed):
+    if recipe == "gpt2.py:355m":
+      raise UserError("it cannot be.")
+    return ENTRY, 1.0
+
+  for name in ("FILE", "PAGE"):
+    monkeypatch.setattr(atlas, name, tmp_path / name)
+  monkeypatch.setattr(atlas, "measured", measured)
+  fails(atlas, ["--only=gpt2"], "1 of 4 entries", "it cannot be.")
+  assert [name.partition(" ")[0] for name in json.loads((tmp_path / "FILE").read_text())] == ["gpt2.py:124m", "gpt2.py:774m", "gpt2.py:1558m"]
+
+
+@pytest.mark.parametrize("recipe", sorted({recipe.partition(":")[0]: recipe for recipe, _ in atlas.ENTRIES}.values()))
+def test_every_recipe_can_be_built(recipe):
+  cfg = configs.typed(load(f"configs/{recipe}"))
+  run = loop.assemble(cfg, planning.Imagined(planning.vocabulary(cfg.data, atlas.VOCABULARIES.get(recipe))), meshes.make(cfg.mesh, topology.make("cpu:1").devices))
+  assert size(run.state.params) > 0
 
 
 def test_the_atlas_holds_every_recipe_and_its_page_is_that_of_the_file():
