@@ -171,7 +171,8 @@ def page(entries: dict[str, dict[str, Any]]) -> str:
       "",
       f"Compiled, never run: `python -m benchmarks.atlas` ({'; '.join(compilers)}). TFLOPs: the model's operations in a step of all devices together, as MFU counts them.",
       "Memory: of one device, with its capacity beside it; a recipe that does not fit tells by how much. Sent: bytes that one device sends in a step. Times are floors",
-      "from the chips' published numbers, so MFU is the most that the program allows, not what a run reached.",
+      "from the chips' published numbers, so MFU is the most that the program allows, not what a run reached. Thousands of collective-permutes are gathers of parameters",
+      "in parts, of which each is sent while the one before is multiplied.",
       "",
       "| recipe | topology | mesh | batch | changed | TFLOPs | memory | of | collectives | sent | step, at least | bound by | MFU, at most |",
       "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
@@ -187,12 +188,16 @@ def page(entries: dict[str, dict[str, Any]]) -> str:
     counts = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     changed = " ".join(change for change in plan["changed"] if not change.startswith("mesh."))
     bound = max(plan["seconds"], key=plan["seconds"].get)
-    cells = [recipe, topology, mesh, f"{plan['batch_size']:,}", changed, f"{plan['flops'] / 1e12:,.1f}", memory, _gib(plan["capacity"]), counts,
-             _mib(sum(c["sent"] for c in plan["collectives"])), f"{1000 * plan['step_seconds']:,.1f} ms", bound, f"{100 * plan['mfu']:.0f} %"]  # fmt: skip
+    cells = [recipe, topology, mesh, f"{plan['batch_size']:,}", changed, _short(plan["flops"] / 1e12), memory, _gib(plan["capacity"]), counts,
+             _mib(sum(c["sent"] for c in plan["collectives"])), f"{_short(1000 * plan['step_seconds'])} ms", bound, f"{100 * plan['mfu']:.0f} %"]  # fmt: skip
     lines.append("| " + " | ".join(cells if plan["memory"] else [*cells[:8], "—", "—", "—", "—", "—"]) + " |")
   warned = [f"- {name}: {text}" for name, plan in entries.items() for text in plan["warnings"]]
-  lines += ["", "## What the partitioner warned of", "", *(warned or ["Nothing."])]
+  lines += ["", "## Warnings", "", *(warned or ["Nothing."])]
   return "\n".join(lines) + "\n"
+
+
+def _short(number: float) -> str:
+  return f"{number:,.1f}" if number >= 10 else f"{number:.2g}"
 
 
 def _gib(count: float | None) -> str:
