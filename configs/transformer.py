@@ -41,6 +41,7 @@ def get_config(size: str = "base"):
       optimizer=use(
           "optim.optimizer",
           algorithm="adam",
+          weight_decay=0.0,
           b2=0.98,
           epsilon=1e-9,
           clip=None,

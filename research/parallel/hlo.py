@@ -14,6 +14,7 @@ _WIDTHS = {"pred": 1, "bf16": 2, "token": 0, "opaque": 0, "c64": 8, "c128": 16} 
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "opt-barrier", "iota"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
@@ -44,6 +45,7 @@ class Computation(NamedTuple):
   def parameters(self) -> dict[int, str]:
     return {int(i.text): i.name for i in self.instructions.values() if i.opcode == "parameter"}
 
+
 class Program(NamedTuple):
   entry: str
   computations: dict[str, Computation]
@@ -64,20 +66,38 @@ def sizes(shape: str, main_memory: bool = False) -> list[int]:
 
 
 def parse(text: str) -> Program:
-  """The computations of a module's text."""
+  """The computations of a module's text.
+
+  Raises:
+    ValueError: an instruction that stands in no computation, so that what is read is not all that runs.
+  """
   computations, entry, current = {}, "", None
-  for line in text.splitlines():
+  for line in _lines(text):
     if current is None:
       head = _HEAD.match(line)
       if head:
         current = Computation(head.group(2), {})
         entry = head.group(2) if head.group(1) else entry
-    elif line.startswith("}"):
+      elif _NAME.match(line):
+        raise ValueError(f"an instruction outside of any computation: {line[:80]!r}")
+    elif _END.match(line):
       computations[current.name], current = current, None
     elif match := _NAME.match(line):
       instruction = _instruction(match.group(2), bool(match.group(1)), line[match.end() :])
       current.instructions[instruction.name] = instruction
   return Program(entry, computations)
+
+
+def _lines(text: str) -> Iterator[str]:
+  """Lines, an instruction's in one: the metadata of a kernel go on over several, of which one may begin with a brace."""
+  held = ""
+  for line in text.splitlines():
+    if _NAME.match(held) and not _NAME.match(line) and not _END.match(line):
+      held += line
+    else:
+      yield held
+      held = line
+  yield held
 
 
 def _instruction(name: str, root: bool, rest: str) -> Instruction:

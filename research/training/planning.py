@@ -141,6 +141,7 @@ def make(cfg: experiment.Config, target: topology.Topology, vocab_size: int | No
     traffic, found = hlo.traffic(program, runs), collectives.found(program, runs, mesh)
     seconds["memory"] = traffic / (chip.bandwidth / share)
     seconds["network"] = sum(c.sent / (chip.network / share * _links(c, chip)) for c in found)
+    warnings += gathered_by_reducing(found)
     if unknown:
       warnings.append(f"{unknown} loops whose trip count the program does not tell: their bodies are counted once")
   capacity = None if chip.memory is None else chip.memory // share
@@ -178,6 +179,14 @@ def exceeded(message: str) -> int | None:
   if match := re.search(rf"{unit}\)? exceeds available \w+ \({unit}\)", message):
     return round(number(*match.groups()[:2]) - number(*match.groups()[2:]))
   return None
+
+
+def gathered_by_reducing(found: list[collectives.Collective]) -> list[str]:
+  """A sentence where all-reduces are all that goes along `fsdp`, by which libtpu gathers along three dimensions of a torus."""
+  along = [c for c in found if "fsdp" in c.axes]
+  if any(c.kind != "all-reduce" for c in along) or all(c.dimensions < 3 for c in along):
+    return []
+  return ["parameters are gathered along fsdp by all-reduces, which send twice as much, for fsdp spans three dimensions of the torus: a smaller mesh.fsdp, with more of mesh.data, spans two"]
 
 
 def rematerialised(log: str, mesh: jax.sharding.Mesh) -> list[str]:

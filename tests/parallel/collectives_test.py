@@ -93,6 +93,32 @@ def test_a_tpus_asynchronous_collective_counts_once_and_its_fused_reduce_scatter
   assert scatter[:5] == ("reduce-scatter", ("data",), 4, 4 * 256, 4 * 128)
 
 
+KERNEL = """HloModule step, is_scheduled=true
+%summed (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %sum = f32[8]{0} all-reduce(%p), channel_id=1, replica_groups={{0,1}}, to_apply=%add
+}, execution_thread="sparsecore"
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %kernel = (f32[8]{0}, f32[8]{0}) custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 512}"
+}}, metadata={op_name="attention"}
+  %y = f32[8]{0} get-tuple-element(%kernel), index=0
+  ROOT %z = f32[8]{0} call(%y), to_apply=%summed
+}
+"""
+
+
+def test_what_stands_after_a_kernel_whose_metadata_has_lines_of_its_own_is_read():
+  program = hlo.parse(KERNEL)
+  assert [*program.computations["main"].instructions] == ["x", "kernel", "y", "z"]
+  assert program.computations["main"].instructions["kernel"].attributes.endswith('}}, metadata={op_name="attention"}')
+  (summed,) = collectives.found(program, hlo.walk(program)[0], grid(data=2))
+  assert (summed.kind, summed.count, summed.bytes) == ("all-reduce", 1, 32)
+  with pytest.raises(ValueError, match="outside of any computation: '  %y"):
+    hlo.parse(KERNEL.replace("}}, metadata", "}\n}}, metadata"))
+
+
 def test_bytes_of_shapes():
   assert hlo.sizes("(f32[2,3]{1,0:T(8,128)S(1)}, bf16[4], pred[], s4[8], token[])") == [24, 8, 1, 4, 0]
   assert hlo.sizes("(f32[2,3]{1,0:T(8,128)S(1)}, bf16[4]{0:T(128)})", main_memory=True) == [0, 8]

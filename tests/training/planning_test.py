@@ -13,9 +13,10 @@ from research import plan as command
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.overrides import load
+from research.core.trees import size
+from research.parallel import collectives, topology
 from research.parallel import mesh as meshes
-from research.parallel import topology
-from research.training import planning, search
+from research.training import loop, planning, search
 
 KEYS = ("model.layers=2", "model.width=32", "model.attention.heads=4", "data.tokenizer.kind=byte", "data.length=16", "batch_size=8")
 FLAGS = [f"--config.{key}" for key in KEYS]
@@ -62,6 +63,15 @@ def test_an_involuntary_rematerialisation_names_the_rules():
   (said,) = planning.rematerialised(line, meshes.make(meshes.Config(data=4, tensor=2)))
   assert "jit(logged)/embed/take f32[8,16,32]" in said and "('batch', ('data', 'fsdp', 'expert'))" in said and "'tensor'" not in said
   assert planning.rematerialised("a line of something else", meshes.make(meshes.Config())) == []
+
+
+def test_gathers_that_are_reductions_are_told():
+  of = lambda kind, axes, dimensions: collectives.Collective(kind, axes, 1, 8, 16.0, dimensions)
+  reduced, gathered = of("all-reduce", ("fsdp",), 3), of("all-gather", ("fsdp",), 3)
+  (said,) = planning.gathered_by_reducing([reduced, of("all-reduce", ("fsdp", "tensor"), 3)])
+  assert "mesh.fsdp" in said
+  for fine in ([], [reduced, gathered], [of("all-reduce", ("data",), 3)], [of("all-reduce", ("fsdp",), 2)]):
+    assert planning.gathered_by_reducing(fine) == []
 
 
 def test_the_partitioners_own_words_are_heard():
@@ -124,13 +134,83 @@ def test_a_step_compiles_for_tpus_and_one_that_is_too_large_is_a_plan():
     topology.make("v5e:3x7x9")
 
 
+GATHER = dict(kind="all-gather", axes=["fsdp"], count=4, bytes=1000, sent=500, dimensions=1)
+ENTRY = dict(
+    changed=["mesh.fsdp=8"], compiler="jax, libtpu", devices=8, mesh=dict(data=1, fsdp=8), batch_size=64, parameters=10, flops=1e12, executed_flops=1e12,
+    fits=True, over=None, capacity=200, memory=dict(peak=100), traffic=1000, collectives=[GATHER, GATHER | dict(dimensions=2)], seconds=dict(compute=1.0),
+    step_seconds=1.0, mfu=0.5, warnings=[],
+)  # fmt: skip
+
+
 def test_the_atlas_tells_what_became_worse():
-  gather = dict(kind="all-gather", axes=["fsdp"], count=4, bytes=1000, sent=500, dimensions=1)
-  old = dict(fits=True, over=None, collectives=[gather, gather | dict(dimensions=2)], memory=dict(peak=100), flops=1e12, step_seconds=1.0)
+  old = ENTRY
   assert atlas.changes(old, old) == [] == atlas.changes(old, old | dict(step_seconds=1.01))
   assert atlas.changes(old, old | dict(step_seconds=1.1)) == [("time +10.0%", False)]
   assert atlas.changes(old, old | dict(fits=False, over=2**30, memory={})) == [("fits no longer, over by 1.00 GiB", True)]
-  assert atlas.changes(old, old | dict(collectives=[gather] * 3)) == [("all-gather over fsdp: 12, not 8", True)]
-  assert atlas.changes(old, old | dict(collectives=[gather])) == [("all-gather over fsdp: 4, not 8", False)]
+  assert atlas.changes(old, old | dict(collectives=[GATHER] * 3)) == [("all-gather over fsdp: 12, not 8", True)]
+  assert atlas.changes(old, old | dict(collectives=[GATHER])) == [("all-gather over fsdp: 4, not 8", False)]
 
 
+@pytest.mark.parametrize(
+  "key, value, told",
+  [
+    ("changed", ["mesh.fsdp=4"], "changed ['mesh.fsdp=4'], not ['mesh.fsdp=8']"),
+    ("mesh", dict(data=2, fsdp=4), "mesh {'data': 2, 'fsdp': 4}, not {'data': 1, 'fsdp': 8}"),
+    ("batch_size", 65, "batch_size 65, not 64"),
+    ("parameters", 11, "parameters 11, not 10"),
+    ("capacity", 201, "capacity 201, not 200"),
+    ("flops", 1.1e12, "operations +10.0%"),
+    ("memory", dict(peak=110), "memory +10.0%"),
+    ("traffic", 900, "traffic -10.0%"),
+    ("warnings", ["it gathers"], "warns: it gathers"),
+  ],
+)
+def test_no_number_of_the_atlas_changes_unseen(key, value, told):
+  assert [text for text, _ in atlas.changes(ENTRY, ENTRY | {key: value})] == [told]
+
+
+def test_the_amount_by_which_a_recipe_does_not_fit_is_compared():
+  full = ENTRY | dict(fits=False, over=2**30, memory={}, traffic=None, collectives=[])
+  assert atlas.changes(full, full | dict(over=1.01 * 2**30)) == []
+  assert atlas.changes(full, full | dict(over=1.1 * 2**30)) == [("bytes over +10.0%", False)]
+  assert atlas.changes(full, ENTRY)[0] == ("fits now", False)
+
+
+@pytest.mark.parametrize("change, code", [({}, 0), (dict(batch_size=65), 1), (dict(mesh=dict(data=8, fsdp=1)), 1), (None, 1)])
+def test_a_check_of_the_atlas_is_red_where_anything_differs(change, code, monkeypatch, tmp_path, run):
+  """The file is left as it is; an entry that it lacks (None) differs too."""
+  name = "gpt2.py:124m on v5e:4x4"
+  text = json.dumps({} if change is None else {name: ENTRY})
+  (tmp_path / "atlas.json").write_text(text)
+  monkeypatch.setattr(atlas, "FILE", tmp_path / "atlas.json")
+  monkeypatch.setattr(atlas, "measured", lambda recipe, topology, changed: (ENTRY | (change or {}), 1.0))
+  assert run(atlas, "--check", "--only=gpt2.py:124m")[0] == code
+  assert (tmp_path / "atlas.json").read_text() == text and [path.name for path in tmp_path.iterdir()] == ["atlas.json"]
+
+
+def test_an_entry_of_the_atlas_that_does_not_compile_keeps_no_other_back(monkeypatch, tmp_path, fails):
+  def measured(recipe, topology, changed):
+    if recipe == "gpt2.py:355m":
+      raise UserError("it cannot be.")
+    return ENTRY, 1.0
+
+  for name in ("FILE", "PAGE"):
+    monkeypatch.setattr(atlas, name, tmp_path / name)
+  monkeypatch.setattr(atlas, "measured", measured)
+  fails(atlas, ["--only=gpt2"], "1 of 4 entries", "it cannot be.")
+  assert [name.partition(" ")[0] for name in json.loads((tmp_path / "FILE").read_text())] == ["gpt2.py:124m", "gpt2.py:774m", "gpt2.py:1558m"]
+
+
+@pytest.mark.parametrize("recipe", sorted({recipe.partition(":")[0]: recipe for recipe, _ in atlas.ENTRIES}.values()))
+def test_every_recipe_can_be_built(recipe):
+  cfg = configs.typed(load(f"configs/{recipe}"))
+  run = loop.assemble(cfg, planning.Imagined(planning.vocabulary(cfg.data, atlas.VOCABULARIES.get(recipe))), meshes.make(cfg.mesh, topology.make("cpu:1").devices))
+  assert size(run.state.params) > 0
+
+
+def test_the_atlas_holds_every_recipe_and_its_page_is_that_of_the_file():
+  entries = json.loads(atlas.FILE.read_text(encoding="utf-8"))
+  recipes = {path.name for path in (atlas.HERE.parent / "configs").glob("*.py") if not path.name.startswith("_")}
+  assert {recipe.partition(":")[0] for recipe, _ in atlas.ENTRIES} == recipes
+  assert {name: tuple(entry["changed"]) for name, entry in entries.items()} == {f"{recipe} on {topology}": changed for (recipe, topology), changed in atlas.ENTRIES.items()}
+  assert atlas.page(entries) == atlas.PAGE.read_text(encoding="utf-8"), "run `python -m benchmarks.atlas --only=…` for what was changed"
