@@ -75,7 +75,7 @@ def test_rows_of_a_process():
 @pytest.mark.long
 def test_a_run_in_two_processes_is_stopped_and_goes_on_in_one(tmp_path, monkeypatch):
   """SIGTERM to one of two (fsdp 4) makes both save at the same step; one process (data 2 × tensor 2) ends the run, as one device does alone."""
-  config, workdir, short = runs.write_config(str(tmp_path)), str(tmp_path / "run"), ["--config.steps=16", "--config.model.layers=1"]
+  config, workdir, short = runs.write_config(str(tmp_path)), str(tmp_path / "run"), ["--config.steps=40", "--config.model.layers=1"]
   processes = several.start(2, 2, config, workdir, *short, "--config.mesh.data=1", "--config.mesh.fsdp=4")
   several.until(workdir, 3, processes)
   processes[1].send_signal(signal.SIGTERM)
