@@ -30,7 +30,7 @@ HERE = pathlib.Path(__file__).parent
 FILE, PAGE = HERE / "atlas.json", HERE / "atlas.md"
 FLAGS = flags.FlagValues()
 flags.DEFINE_boolean("check", False, "compare with the file instead of writing it", flag_values=FLAGS)
-flags.DEFINE_list("only", [], "beginnings of recipes' names", flag_values=FLAGS)
+flags.DEFINE_list("only", [], "beginnings of entries' names, such as 'llama.py:3_8b on v5p'", flag_values=FLAGS)
 flags.DEFINE_integer("jobs", 2, "compilations at a time", lower_bound=1, flag_values=FLAGS)
 
 FULL = ("model.remat=full",)
@@ -38,6 +38,7 @@ FULL = ("model.remat=full",)
 ENTRIES: dict[tuple[str, str], tuple[str, ...]] = {  # (recipe, topology) -> what is changed of it, as in --config.KEY=VALUE
     ("llama.py:3_8b", "v5p:4x4x4"): ("mesh.fsdp=16", "microbatches=8", *FULL),
     ("llama.py:3_8b", "v5e:16x16"): ("mesh.fsdp=64", "mesh.tensor=4", "microbatches=8", *FULL),
+    ("llama.py:3_8b", "v5e:4x4"): ("mesh.fsdp=16", "microbatches=8", *FULL),  # more than these chips hold
     ("llama.py:3_70b", "v5p:4x8x8"): ("mesh.fsdp=64", "mesh.tensor=4", "microbatches=8", *FULL),
     ("llama.py:2_7b", "v5e:16x16"): ("mesh.fsdp=256", "microbatches=4", *FULL),
     ("gpt2.py:124m", "v5e:4x4"): ("microbatches=3", "model.dtype=bfloat16", "model.scan=True", "model.remat=dots"),
@@ -81,9 +82,9 @@ def main(arguments: list[str]) -> int:
   if parse(arguments, FLAGS, __doc__):
     raise UserError("the atlas is of the recipes as they are: it takes no --config.KEY=VALUE.")
   before = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
-  chosen = [key for key in ENTRIES if not FLAGS.only or key[0].startswith(tuple(FLAGS.only))]
+  chosen = [key for key in ENTRIES if not FLAGS.only or " on ".join(key).startswith(tuple(FLAGS.only))]
   if not chosen:
-    raise UserError(f"--only={','.join(FLAGS.only)}: no recipe begins so.")
+    raise UserError(f"--only={','.join(FLAGS.only)}: no entry begins so.")
   after, differ, failed, started = {}, [], [], time.perf_counter()
   with concurrent.futures.ThreadPoolExecutor(FLAGS.jobs) as pool:
     futures = {pool.submit(measured, *key, ENTRIES[key]): " on ".join(key) for key in chosen}
