@@ -6,6 +6,8 @@
   likelihood  loss, perplexity and bits per byte of the validation split or of --data, with 95 % intervals; of a masked LM the pseudo-likelihood
   similarity  Spearman's correlation × 100 between the cosine of two texts' vectors and the score that people gave them, for --data=pairs.csv
               (or .tsv, also .gz): two texts and a score on each line
+  probing     accuracy of a linear classifier on the frozen model's vectors, for --data=labelled.tsv: a text and its label on each line (.csv and
+              .jsonl too, also .gz); it is fitted to four fifths of the file and scored on the others
   minimal_pairs  share in percent of the pairs whose good sentence is the more probable one, for --data=pairs.jsonl in BLiMP's format (also a
               folder or a .tar.gz of such files)
   classification  accuracy, F1 and Matthews' correlation of classes; Pearson's and Spearman's correlation of numbers; all × 100
@@ -35,14 +37,15 @@ from research.core.flags import parse
 FLAGS = flags.FlagValues()
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_list("evals", None, "what to score, of the list above (default: what fits the objective)", flag_values=FLAGS)
-flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or the pairs of similarity or minimal_pairs", flag_values=FLAGS)
+flags.DEFINE_string("data", None, "a text file to score instead of the validation split, or what similarity, probing and minimal_pairs read", flag_values=FLAGS)
 flags.DEFINE_integer("pairs", None, "minimal_pairs: of each paradigm the first so many (default: all)", flag_values=FLAGS)
 flags.DEFINE_integer("step", None, "which checkpoint (default: the latest)", flag_values=FLAGS)
 flags.DEFINE_integer("batch_size", 32, "rows at a time; the scores do not depend on it", flag_values=FLAGS)
 
-EVALS = ("loss", "likelihood", "similarity", "minimal_pairs", "classification", "tagging", "retrieval")
+EVALS = ("loss", "likelihood", "similarity", "probing", "minimal_pairs", "classification", "tagging", "retrieval")
 OWN_DATA = {  # what the evaluations read that score a file of their own
     "similarity": "a .csv or .tsv file (also .gz) with two texts and a score on each line",
+    "probing": "a .tsv, .csv or .jsonl file (also .gz) with a text and a label on each line",
     "minimal_pairs": "a .jsonl file (also .gz) with sentence_good and sentence_bad on each line, a folder of such files or a .tar.gz",
 }
 
@@ -80,13 +83,13 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   import jax
 
   from research.core import config as configs
-  from research.evals import classification, likelihood, loss, minimal_pairs, retrieval, similarity, tagging
+  from research.evals import classification, likelihood, loss, minimal_pairs, probing, retrieval, similarity, tagging
   from research.parallel import mesh as meshes
   from research.training.restore import restore
 
-  reader = {("similarity",): similarity, ("minimal_pairs",): minimal_pairs}.get(tuple(evals or ()))
-  pairs = None if reader is None else reader.read_pairs(data)
-  if reader is minimal_pairs and most is not None:
+  reader = {"similarity": similarity.read_pairs, "probing": probing.read_records, "minimal_pairs": minimal_pairs.read_pairs}.get((evals or [""])[0])
+  pairs = None if reader is None else reader(data)
+  if reader is minimal_pairs.read_pairs and most is not None:
     pairs = minimal_pairs.first(pairs, most)
   run = restore(workdir, step)
   evals = evals or [_fitting(run.objective)]
@@ -106,6 +109,9 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
     more = {}
     if name == "similarity":
       evaluation = similarity.make(similarity.Config(batch_size), run.model, run.objective.causal, run.tokenizer, run.cfg.data.length)
+      scores, more = evaluation(run.params, pairs)
+    elif name == "probing":
+      evaluation = probing.make(probing.Config(batch_size), run.model, run.objective.causal, run.tokenizer, run.cfg.data.length)
       scores, more = evaluation(run.params, pairs)
     elif name == "minimal_pairs":
       build = lambda length: configs.make(run.cfg.objective, run.tokenizer.vocab, length)

@@ -78,10 +78,15 @@ def main(arguments: list[str]) -> int:
       return clusters.commands(runs, root, say, FLAGS.dry_run)
     return launch.local(runs, root, board.Board(runs, root, study.metric, say), many or 1, FLAGS.together)
 
-  with contextlib.nullcontext() if FLAGS.dry_run else claimed(root):
+  def make(study):
     ready = Ready(study, root, say, FLAGS.keep_code)
     say(f"{study.name}: {len(ready.arms)} arms × {len(study.blocks)} blocks, equal {study.equal} ({study.amount:,} each)\n{ready.table()}")
-    return stages.sweep(ready, start, say, write=not FLAGS.dry_run)
+    return ready
+
+  with contextlib.nullcontext() if FLAGS.dry_run else claimed(root):
+    if study.search:
+      return stages.search(make, study, start, say, write=not FLAGS.dry_run)
+    return stages.sweep(make(study), start, say, write=not FLAGS.dry_run)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
   python -m research.together runs.txt
 
-`runs.txt` has a line for each run, the command that would train it alone: `python -m research.train --config=FILE --workdir=DIR [--config.key=value …]`. Runs that
-are one program are compiled once and trained side by side; several programs, one after the other. Each run leaves in its workdir what it leaves alone, and the
-same command goes on where it stopped. A run that is given up is named, and the status is then 1; SIGTERM and Ctrl-C save all and stop.
+`runs.txt` has a line for each run, the command that would train it alone: `python -m research.train --config=FILE --workdir=DIR [--until=STEP]
+[--config.key=value …]`. Runs that are one program are compiled once and trained side by side; several programs, one after the other. Each run leaves in its
+workdir what it leaves alone, and the same command goes on where it stopped. A run that is given up is named, and the status is then 1; SIGTERM and Ctrl-C save
+all and stop.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ def main(arguments: list[str]) -> int:
 
   from research.training import together
 
-  programs: dict[str, list[tuple[Any, str]]] = {}
-  for config, workdir in runs:
-    programs.setdefault(together.program(config), []).append((config, workdir))
+  programs: dict[tuple[str, int | None], list[tuple[Any, str]]] = {}
+  for config, workdir, until in runs:
+    programs.setdefault((together.program(config), until), []).append((config, workdir))
   failed = 0
-  for number, group in enumerate(programs.values(), 1):
+  for number, ((_, until), group) in enumerate(programs.items(), 1):
     if len(programs) > 1:
       print(f"program {number} of {len(programs)}", flush=True)
-    outcomes = together.train(*map(list, zip(*group)), say=lambda line: print(line, flush=True))
+    outcomes = together.train(*map(list, zip(*group)), say=lambda line: print(line, flush=True), until=until)
     for i, ((_, workdir), outcome) in enumerate(zip(group, outcomes)):
       valid = outcome.summary.get("valid")
       how = f"FAILED: {outcome.failed}" if outcome.failed else f"step {outcome.summary['step']}" + (f"  loss {valid['loss']:.4f}" if valid else "")
@@ -57,8 +58,8 @@ def main(arguments: list[str]) -> int:
   return 1 if failed else 0
 
 
-def read(path: str) -> list[tuple[Any, str]]:
-  """(resolved config, workdir) of each line of a file of runs.
+def read(path: str) -> list[tuple[Any, str, int | None]]:
+  """(resolved config, workdir, step to stop at) of each line of a file of runs.
 
   Raises:
     UserError: no such file, no runs in it, or a line that is no command of research.train.
@@ -73,16 +74,17 @@ def read(path: str) -> list[tuple[Any, str]]:
   return [_run(f"line {number} of '{path}'", line) for number, line in lines]
 
 
-def _run(where: str, line: str) -> tuple[Any, str]:
+def _run(where: str, line: str) -> tuple[Any, str, int | None]:
   try:
     words = shlex.split(line)
   except ValueError as error:
     raise UserError(f"{where}: {str(error)[:1].lower()}{str(error)[1:]}; close its quotes.") from error
-  told = {key: value for key, equals, value in (word.partition("=") for word in words[3:]) if key in ("--config", "--workdir") and equals}
+  told = {key: value for key, equals, value in (word.partition("=") for word in words[3:]) if key in ("--config", "--workdir", "--until") and equals}
   overrides = [word for word in words[3:] if word.startswith("--config.")]
-  if words[1:3] != ["-m", "research.train"] or len(told) < 2 or len(told) + len(overrides) < len(words) - 3:
-    raise UserError(f"{where} is not python -m research.train --config=FILE --workdir=DIR [--config.key=value …], and nothing else may stand in it.")
-  return load(told["--config"], overrides), told["--workdir"]
+  known = {"--config", "--workdir"} <= told.keys() and told.get("--until", "1").isdigit()
+  if words[1:3] != ["-m", "research.train"] or not known or len(told) + len(overrides) < len(words) - 3:
+    raise UserError(f"{where} is not python -m research.train --config=FILE --workdir=DIR [--until=STEP] [--config.key=value …], and nothing else may stand in it.")
+  return load(told["--config"], overrides), told["--workdir"], int(told["--until"]) if "--until" in told else None
 
 
 if __name__ == "__main__":

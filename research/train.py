@@ -3,6 +3,7 @@
   python -m research.train --config=configs/shakespeare_char.py --workdir=runs/char [--config.steps=500 …]
 
 Resumes if the workdir holds a run. SIGTERM saves and stops with status 143; the same command then goes on.
+With --until=STEP it stops there, evaluated and saved, and the command without it goes on.
 With --restarts=N a run that crashes or hangs is started again from its last checkpoint, at most N times.
 Leaves config.json, metrics.jsonl, summary.json, loss.png, checkpoints/ and TensorBoard events in the workdir.
 
@@ -32,6 +33,7 @@ FLAGS = flags.FlagValues()
 flags.DEFINE_string("config", None, "config file, with :argument where it takes one", flag_values=FLAGS)
 flags.DEFINE_string("workdir", None, "folder of the run", flag_values=FLAGS)
 flags.DEFINE_string("profile", None, "first:last step of a profiler trace, kept under workdir/profile", flag_values=FLAGS)
+flags.DEFINE_integer("until", None, "stop after this step, evaluated and saved; without the flag the same command goes on", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("restarts", 0, "times that a run is started again after a crash or a hang", lower_bound=0, flag_values=FLAGS)
 flags.DEFINE_string("coordinator", None, "host:port at which process 0 is to be found, for a run of several processes", flag_values=FLAGS)
 flags.DEFINE_integer("processes", None, "how many processes make up the run", flag_values=FLAGS)
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> int:
 
   profile = _steps(FLAGS.profile)
   with distributed.joined(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.distributed, FLAGS.connect_seconds):
-    summary = loop.train(config, FLAGS.workdir, profile=profile)
+    summary = loop.train(config, FLAGS.workdir, profile=profile, until=FLAGS.until)
     leads = distributed.leads()
   if not leads:
     return 128 + signal.Signals[summary["stopped_by"]].value if summary["stopped_by"] else 0

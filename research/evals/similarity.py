@@ -8,26 +8,20 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
-from flax.core import FrozenDict
 
 from research.core.errors import UserError
-from research.core.types import Array, PyTree
+from research.core.types import PyTree
 from research.data.sources import files
 from research.data.tokenizer import Tokenizer
-from research.evals import bootstrap, by_length
-from research.model import transformer
-from research.model.inputs import EMBEDDING, HeadConfig, Inputs, positions_within
-
-MEAN = HeadConfig(kind="vector", pool="mean", normalize=True)  # for a model that was not trained for one; it has no parameters
+from research.evals import bootstrap, text_vectors
+from research.model.inputs import EMBEDDING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,43 +49,16 @@ def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, leng
   Raises:
     UserError: a model of several towers or of images, an encoder–decoder; all pairs alike by people's scores or by the model's.
   """
-  if getattr(model, "towers", ()) or model.cfg.patches is not None or model.cfg.encoder_layers:
-    raise UserError("similarity embeds texts with a single Transformer, not with an encoder–decoder, towers or a model of images: leave out --evals=similarity.")
   own = EMBEDDING in model.heads
-  reader = model if own else model.clone(heads=FrozenDict({**model.heads, EMBEDDING: MEAN}))
-  embed = jax.jit(functools.partial(_embed, transformer.bind(reader), "causal" if causal else "full"))
+  embed = text_vectors.make("similarity", model, causal, tokenizer, length, cfg.batch_size, own)
 
   def evaluate(params: PyTree, pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    texts = sorted({text for pair in pairs for text in (pair.first, pair.second)})
-    rows, cut = encode(tokenizer, texts, length)
-    compute = lambda size: (functools.partial(embed, params), size)
-    vectors = dict(zip(texts, by_length.each(rows, compute, cfg.batch_size, length, tokenizer.pad)))
+    vectors, cut = embed(params, [text for pair in pairs for text in (pair.first, pair.second)])
     scores = summarize(cosines(vectors, pairs), np.array([pair.score for pair in pairs]), cfg.resamples)
     settings = {"embedding": f"head '{EMBEDDING}'" if own else "mean of the last hidden states", "longest": length, "cut": cut}
     return scores, settings
 
   return evaluate
-
-
-def _embed(apply, kind: str, params: PyTree, tokens: Array, segments: Array) -> Array:
-  """int32 [B, L] each -> [B, D]."""
-  inputs = Inputs(tokens, positions=positions_within(segments), segments=segments, kind=kind)
-  return apply(params, inputs, read={EMBEDDING: None}).heads[EMBEDDING][:, 0]
-
-
-def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
-  """int32 ids of each text with the tokens around it, at most `length`, and how many texts had to be cut; what is cut is the text's end.
-
-  Raises:
-    UserError: a text has no tokens at all.
-  """
-  room = max(0, length - len(tokenizer.wrap([])))
-  ids = tokenizer.encode_batch(texts)
-  rows = [tokenizer.wrap(text[:room]) for text in ids]
-  for text, row in zip(texts, rows):
-    if not len(row):
-      raise UserError(f"the text {text[:60]!r} has no token in this vocabulary: leave out its pairs.")
-  return rows, sum(len(text) > room for text in ids)
 
 
 def cosines(vectors: Mapping[str, np.ndarray], pairs: Sequence[Pair]) -> np.ndarray:

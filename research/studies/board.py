@@ -74,7 +74,7 @@ class Board:
         text = f"{score:.4f}"
       if state in (RUNS, ELSEWHERE):
         step, loss = progress(run.folder(self._root))
-        text = f"{step}/{run.steps}" + ("" if loss is None else f" {loss:.3f}")
+        text = f"{step}/{run.goal}" + ("" if loss is None else f" {loss:.3f}")
       self._cells[run.address, state] = Text(text, style=COLOURS[state])
     return self._cells[run.address, state]
 

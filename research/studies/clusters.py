@@ -121,7 +121,7 @@ def gke(runs: Sequence[Run], root: str, say: Callable[[str], None], name: str, f
   for run in now:
     if not dry_run:
       make_folder(run, root)
-    named = f"{_slug(name).lower()[:24].strip('-')}-{run.address}"
+    named = f"{_slug(name).lower()[:24].strip('-')}-{run.address}" + (f"-{run.until}" if run.until else "")  # each rung of halving is a job of its own
     command = ["bash", _script("gke.sh"), f"--name={named}", *flags, *(["--dry-run"] if dry_run else []), "--", *run.arguments(root)]
     print(_output(command), flush=True)
   return Outcome(states, pending=WAITS in states.values())

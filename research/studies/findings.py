@@ -50,7 +50,7 @@ def picture(results: Results, name: str) -> str:
 
 def answer(results: Results, scores: Scores) -> str:
   """What was found about the deciding metric, in one sentence."""
-  baseline, done = results.study["decides"]["baseline"], sum(run.state == "done" for run in results.runs)
+  baseline, done = results.study["decides"]["baseline"], sum(run.settled for run in results.runs)
   found = {arm: c for arm, c in zip(results.arms, scores.compared) if c is not None}
   own = scores.values[results.baseline]
   if not (found or len(results.arms) == 1 and np.isfinite(own).any()):

@@ -62,11 +62,11 @@ def left(run: Run, root: str) -> list[Todo]:
     UserError: it was trained on other data than the study's.
   """
   summary, found = read_summary(run.folder(root)), evaluations(run, root)
-  trained = summary.get("step") == run.steps
+  trained = summary.get("step") == run.steps if run.until is None else summary.get("step", 0) >= run.until
   if trained and summary["data_hash"] != run.data_hash:
     raise UserError(f"it was trained on other data (hash {summary['data_hash']}) than the study's ({run.data_hash}): a file changed while the study ran; sweep again.")
   tasks = [] if trained else [Todo("training", ["research.train", *run.arguments(root)])]
-  for text in run.evals:
+  for text in run.evals if run.until is None else ():
     name, flags = evaluation(text)
     of, at = (f" of {flags['data']}" if "data" in flags else ""), (f" at step {flags['step']}" if "step" in flags else "")
     settings = found.get(name + of + at, {}).get("settings", {})
@@ -159,7 +159,7 @@ def _alike(run: Run, task: Todo, runs: Sequence[Run], states: dict[str, str], ro
     return []
   from research.training import together
 
-  key = lambda each: (together.program(load(each.base, [flag(*item) for item in each.overrides.items()])), _last_step(each, root))
+  key = lambda each: (together.program(load(each.base, [flag(*item) for item in each.overrides.items()])), _last_step(each, root), each.until)
   mine, found = key(run), []
   for other in runs:
     if len(found) == limit:

@@ -26,7 +26,7 @@ class Run:
   arm: str
   block: int
   folder: str  # as seen from the study's folder; empty: not planned yet
-  state: str  # done, diverged, unscored, unfinished, failed, missing; scores count of the first alone
+  state: str  # done, diverged, unscored, dropped, unfinished, failed, missing; scores count of the first alone
   note: str  # what there is to say of its state
   plan: Mapping[str, Any]  # what study.json says of it
   config: Mapping[str, Any]  # empty: not started
@@ -42,6 +42,11 @@ class Run:
     """The metric of a run that is done; nan else."""
     value = self.found(metric) if self.state == "done" else None
     return float(value) if isinstance(value, (int, float)) else math.nan
+
+  @property
+  def settled(self) -> bool:
+    """It is done as far as the study wants it."""
+    return self.state in ("done", "dropped")
 
   @property
   def ended(self) -> bool:
@@ -123,8 +128,15 @@ def read(folder: str) -> Results:
   if study["decides"]["metric"] not in [metric["name"] for metric in study["metrics"]]:
     raise UserError(f"'{path}': what decides, '{study['decides']['metric']}', is none of its metrics.")
   tuning = study["tuning"] or {}
-  runs = tuple(_run(folder, plan, study["decides"]["metric"]) for plan in study["runs"])
+  decides, evals = study["decides"]["metric"], {arm["name"]: arm.get("evals") for arm in study["arms"]}
+  asked = lambda arm, metric: evals[arm] is None or not metric.startswith("evaluations.") or any(_about(metric, words) for words in evals[arm])
+  runs = tuple(_run(folder, plan, decides if asked(plan["arm"], decides) else "step") for plan in study["runs"])
   return Results(folder, study, runs, tuple(_run(folder, plan, tuning["metric"]) for plan in tuning.get("runs", ())))
+
+
+def _about(metric: str, evaluation: str) -> bool:
+  """Whether `evaluations.NAME.…` is found by an evaluation, written as flags of research.evaluate."""
+  return re.split(r"[. ]", metric.removeprefix("evaluations."), maxsplit=1)[0] == evaluation.split()[0]
 
 
 def _json(path: str) -> Any:
@@ -175,6 +187,8 @@ def _state(run: Run, workdir: str, metric: str) -> tuple[str, str]:
     if not isinstance(found, (int, float)):
       return "unscored", f"{metric} is not there"
     return ("done", "") if math.isfinite(found) else ("diverged", f"{metric} is {found}")
+  if (until := run.plan.get("until")) and run.summary.get("step") == until:
+    return "dropped", f"halving ended it at step {until} of {steps}"
   lines = monitor.read_metrics(workdir)
   last = max((line["step"] for line in lines), default=0)
   where = f"step {last} of {steps}" if steps else f"step {last}"

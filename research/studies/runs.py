@@ -19,9 +19,9 @@ from research.core import config as configs
 from research.core.errors import UserError
 from research.core.overrides import flag
 from research.core.types import PyTree, Vocab
-from research.studies import address
+from research.studies import address, results
 from research.studies.results import RUNS, STUDY, at
-from research.studies.study import WARMUP, Arm, Study, arms_of, factors, resolved
+from research.studies.study import WARMUP, Arm, Study, arms_of, elsewhere, factors, resolved
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -62,20 +62,28 @@ class Run:
   after: str | None  # the address of the run whose weights this one starts from
   evals: tuple[str, ...]
   tuned: Any = None  # the value that a run of tuning tries
+  until: int | None = None  # the step at which a rung of halving ends; no part of what the run is
 
   def folder(self, root: str) -> str:
     return os.path.join(root, RUNS, self.address)
 
   def arguments(self, root: str) -> list[str]:
     """Of research.train."""
-    return [f"--config={self.base}", f"--workdir={self.folder(root)}", *(flag(key, value) for key, value in self.overrides.items())]
+    rung = [] if self.until is None else [f"--until={self.until}"]
+    return [f"--config={self.base}", f"--workdir={self.folder(root)}", *rung, *(flag(key, value) for key, value in self.overrides.items())]
 
   def command(self, root: str) -> str:
     """As it can be typed; no value in it can be more than a word."""
     return shlex.join(["python", "-m", "research.train", *self.arguments(root)])
 
+  @property
+  def goal(self) -> int:
+    """The step to be reached for now."""
+    return self.until or self.steps
+
   def __str__(self) -> str:
-    return f"{self.arm} · block {self.block}" + (f" · trying {self.tuned}" if self.tuned is not None else "")
+    tried, rung = (f" · trying {self.tuned}" if self.tuned is not None else ""), (f" · to step {self.until}" if self.until else "")
+    return f"{self.arm} · block {self.block}{tried}{rung}"
 
 
 class Ready:
@@ -159,16 +167,16 @@ class Ready:
     """
     i = [arm.name for arm in self.arms].index(name)
     arm, study = self.arms[i], self.study
-    before = None if arm.after is None else self.run(arm.after, block, chosen).address
+    starts = None if arm.after is None else self._before(arm.after, block, chosen)
     changes = {} if study.tuning is None else {study.tuning.key: chosen[name] if tried is None else tried}
     changes |= {**self._budget(arm, self.configs[i], self.steps[i]), **_seeds(block)}
-    if before is not None:
-      changes["init_from"] = os.path.join(os.path.abspath(self.root), RUNS, before)
+    if starts is not None:
+      changes["init_from"] = starts
     if (key := repr((name, changes, tried))) in self._made:
       return self._made[key]
     overrides, config = resolved(study, arm, changes)
     evals = arm.evals if tried is None or study.tuning_metric.startswith("evaluations.") else ()
-    data, parts = self._data(config).digest, address.components(config)
+    data, parts, before = self._data(config).digest, address.components(config), starts and os.path.basename(starts)
     code = address.code_hash(parts)
     made = Run(name, block, study.base, overrides, self.steps[i], address.address(config, data, code, before), configs.digest(config), data, code, code, parts,
                before, evals, tried)  # fmt: skip
@@ -176,6 +184,19 @@ class Ready:
       made = dataclasses.replace(made, address=old["address"], code=old["code"])
     self._made[key] = made
     return made
+
+  def _before(self, after: str, block: int, chosen: Mapping[str, Any]) -> str:
+    """The workdir of the run whose weights one of `block` starts from.
+
+    Raises:
+      UserError: it is one of another study, which lacks it or has not trained it to its end.
+    """
+    if (other := elsewhere(after)) is None:
+      return os.path.join(os.path.abspath(self.root), RUNS, self.run(after, block, chosen).address)
+    found = next((run for run in results.read(other[0]).runs if (run.arm, run.block) == (other[1], block)), None)
+    if found is None or not found.ended:
+      raise UserError(f"after '{after}': the study in '{other[0]}' has no run of arm '{other[1]}' and block {block} that has ended: sweep it first.")
+    return os.path.join(os.path.abspath(other[0]), found.folder)
 
   def runs(self, chosen: Mapping[str, Any] = {}) -> list[Run]:  # noqa: B006  read only
     """All runs of the comparison, block by block. With tuning, those of the arms in `chosen` alone."""
@@ -189,21 +210,29 @@ class Ready:
     now = [arm.name for arm in self.arms if arm.name not in (*chosen, *given_up) and (arm.after is None or arm.after in chosen)]
     return _distinct([self.run(name, block, chosen, value) for block in self.study.tuning_blocks for name in now for value in self.study.tuning.values])
 
-  def record(self, chosen: Mapping[str, Any], tuning_runs: Sequence[Run] = ()) -> str:
-    """The text of study.json: the same study in the same folder gives the same bytes."""
+  def record(self, chosen: Mapping[str, Any], tuning_runs: Sequence[Run] = (), ends: Mapping[str, int] = {}) -> str:  # noqa: B006  read only
+    """The text of study.json: the same study in the same folder gives the same bytes.
+
+    Args:
+      ends: the address of a run that halving does not let go on -> the step at which it ends.
+    """
     study, runs = self.study, {(run.arm, run.block): run for run in self.runs(chosen)}
     absent = {"address": "", "overrides": {}, "command": "", "config_hash": "", "data_hash": "", "code": ""}  # of an arm that is not tuned yet
     listed = lambda run: {"address": run.address, "arm": run.arm, "block": run.block, "overrides": run.overrides, "command": run.command(self.root),
-                          "config_hash": run.config_hash, "data_hash": run.data_hash, "code": run.code}  # fmt: skip
+                          "config_hash": run.config_hash, "data_hash": run.data_hash, "code": run.code,
+                          **({"until": ends[run.address]} if run.address in ends else {})}  # fmt: skip
+    halved = lambda halving: halving and {"rungs": halving.rungs, "eta": halving.eta}
     plain = {
       "name": study.name, "question": study.question, "hypothesis": study.hypothesis, "base": study.base, "factors": self.factors,
-      "arms": [{"name": arm.name, "overrides": arm.overrides, "levels": levels, "after": arm.after, "parameters": cost.parameters, "steps": steps,
+      "arms": [{"name": arm.name, "overrides": arm.overrides, "levels": levels, "after": arm.after, "evals": arm.evals, "parameters": cost.parameters, "steps": steps,
                 "tokens": steps * cost.tokens, "flops": steps * cost.flops}
                for arm, levels, cost, steps in zip(self.arms, self.levels, self.costs, self.steps)],
       "common": study.common, "blocks": study.blocks, "budget": {"equal": study.equal, "amount": study.amount},
       "metrics": [{"name": name, "better": better} for name, better in study.metrics.items()],
       "decides": {"metric": study.metric, "baseline": study.baseline or self.arms[0].name},
-      "tuning": study.tuning and {"key": study.tuning.key, "values": study.tuning.values, "metric": study.tuning_metric, "blocks": study.tuning_blocks,
+      "halving": halved(study.halving),
+      "search": study.search and {"space": {key: str(values) for key, values in study.search.space.items()}, "rounds": study.search.rounds, "count": study.search.count},
+      "tuning": study.tuning and {"halving": halved(study.tuning.halving), "key": study.tuning.key, "values": study.tuning.values, "metric": study.tuning_metric, "blocks": study.tuning_blocks,
                                   "rule": study.tuning_rule, "chosen": chosen, "runs": [{**listed(run), "value": run.tuned} for run in tuning_runs]},
       "runs": [listed(runs[arm.name, block]) if (arm.name, block) in runs else {**absent, "arm": arm.name, "block": block}
                for block in study.blocks for arm in self.arms],
@@ -243,7 +272,7 @@ def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False
   Args:
     all_ended: a value whose runs have failed drops out; otherwise its arm waits for it.
   """
-  better = min if study.metrics[study.tuning_metric] == "lower" else max
+  better = min if study.tuning_better == "lower" else max
   chosen = {}
   for name in dict.fromkeys(run.arm for run in runs):
     found: dict[Any, list[float | None]] = {}
@@ -259,13 +288,17 @@ def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False
 
 
 def measured(run: Run, root: str, metric: str) -> float | None:
-  """A metric of a run that has reached its last step; None: it has not, or lacks it."""
+  """A metric of a run that has reached its last step, or that of its rung; None: it has not, or lacks it."""
   from research.training.book import read_summary
+  from research.training.monitor import read_metrics
 
+  head, _, rest = metric.partition(".")
+  if run.until is not None:
+    there = (line for line in read_metrics(run.folder(root)) if (line["split"], line["step"]) == (head, run.until))
+    return next((line.get(rest) for line in there), None)
   summary = read_summary(run.folder(root))
   if summary.get("step") != run.steps:
     return None
-  head, _, rest = metric.partition(".")
   if head != "evaluations":
     return at(summary, metric)
   return at(evaluations(run, root), rest)

@@ -1,23 +1,38 @@
-"""A study from its first run to its last: tuning, where it asks for that, then the comparison; study.json is written before each."""
+"""A study from its first run to its last: tuning, halving and search, where it asks for them, and the comparison; study.json is written before and after each.
+
+What a stage decides follows from what its runs have left in their folders, so a sweep that is started again comes to the same decisions without running anything twice.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from research.studies import design
 from research.studies.board import DONE, FAILED
 from research.studies.launch import Outcome
 from research.studies.results import STUDY
-from research.studies.runs import Ready, Run, choose
-from research.studies.study import shown
+from research.studies.runs import Ready, Run, choose, measured
+from research.studies.study import Halving, Study, shown
 
 Start = Callable[[Sequence[Run]], Outcome]  # runs what is not done of a list, or hands it on
+Say = Callable[[str], None]
 
 
-def sweep(ready: Ready, start: Start, say: Callable[[str], None] = print, write: bool = True) -> int:
+class Ended(NamedTuple):
+  """How far a sweep came."""
+
+  status: int  # of the command
+  stopped: bool  # by a signal, or because its runs have been handed on
+  runs: Sequence[Run] = ()  # of the comparison
+
+
+def sweep(ready: Ready, start: Start, say: Say = print, write: bool = True) -> int:
   """Brings a study to its end, or as far as its launcher can.
 
   Args:
@@ -26,22 +41,67 @@ def sweep(ready: Ready, start: Start, say: Callable[[str], None] = print, write:
   Returns:
     an exit status: 0 all runs are done or handed on, 1 some have failed, 128 + the signal that stopped the sweep.
   """
+  return _sweep(ready, start, say, write).status
+
+
+def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say = print, write: bool = True) -> int:
+  """A study whose arms are suggested round by round by the scores of those before. Arguments and result as of `sweep`; a failed run tells the search that its arm is no good.
+
+  Args:
+    make: makes a study ready; asked anew for each round, whose study has more arms.
+  """
+  plan, root = study.search, ""
+  for number in range(plan.rounds + 1):
+    ready = make(study)
+    root = ready.root
+    ended = _sweep(ready, start, say, write)
+    if ended.stopped or number == plan.rounds:
+      return ended.status
+    told = [(arm.overrides, _mean([measured(run, root, study.metric) for run in ended.runs if run.arm == arm.name])) for arm in ready.arms]
+    told = [(overrides, math.nan if score is None else score) for overrides, score in told if plan.space.keys() <= overrides.keys()]
+    seen = [{key: overrides[key] for key in plan.space} for overrides, _ in told]
+    arms = [arm for arm in design.suggest(plan.count, plan.space, told, study.metrics[study.metric], seed=number) if arm not in seen]
+    if not arms:
+      say(f"search: after round {number + 1} no arm is suggested that has not been tried")
+      return ended.status
+    say(f"search: round {number + 2} of {plan.rounds + 1}, {len(arms)} more arms\n{design.table(arms)}")
+    study = dataclasses.replace(study, arms=[*study.arms, *arms])
+  raise AssertionError
+
+
+def _sweep(ready: Ready, start: Start, say: Say, write: bool) -> Ended:
   study, root = ready.study, ready.root
   chosen: dict[str, Any] = {}
   given_up: list[str] = []
   tuning: list[Run] = []
+  ends: dict[str, int] = {}  # address of a run that halving ends early -> its last step
+
+  def keep(more: Mapping[str, Any] = {}) -> None:  # noqa: B006  read only
+    if write:
+      save(ready, {**chosen, **more}, tuning, ends)
+
   while stage := ready.tuning_runs(chosen, given_up):
     names = list(dict.fromkeys(run.arm for run in stage))
     tuning += stage
-    found = choose(study, stage, root)
-    if len(found) < len(names):
-      if write:
-        save(ready, chosen | found, tuning)
+    if study.tuning.halving or len(choose(study, stage, root)) < len(names):
       say(f"tuning: {study.tuning_rule}")
-      outcome = start(stage)
-      if outcome.signal or outcome.pending:
-        return closing(outcome, say, "tuning runs", write)
-      found = choose(study, stage, root, all_ended=True)
+    last, outcome = stage, None
+    found: dict[str, Any] = {}
+    if study.tuning.halving:
+      keep()
+      groups = {name: {value: [run for run in stage if (run.arm, run.tuned) == (name, value)] for value in study.tuning.values} for name in names}
+      alive, early, outcome = halve(groups, study.tuning.halving, study.tuning_metric, study.tuning_better, root, start, say)
+      sources = {arm.after for arm in ready.arms}  # others start from these, so they are trained to their end
+      found = {name: next(iter(values)) for name, values in alive.items() if len(values) == 1}
+      last = [run for name, values in alive.items() if len(values) > 1 or name in sources for runs in values.values() for run in runs]
+      ends |= {address: step for address, step in early.items() if address not in {run.address for run in last}}
+    found |= choose(study, last, root)
+    if outcome is None and any(measured(run, root, study.tuning_metric) is None for run in last):
+      keep(found)
+      outcome = start(last)
+      found |= choose(study, last, root, all_ended=True)
+    if outcome is not None and (outcome.signal or outcome.pending):
+      return Ended(closing(outcome, say, "tuning runs", write), True)
     chosen |= found
     for name in names:
       said = f"tuned to {study.tuning.key}={shown(found[name])}" if name in found else f"could not be tuned, for no value gave a {study.tuning_metric}; it is left out"
@@ -49,21 +109,70 @@ def sweep(ready: Ready, start: Start, say: Callable[[str], None] = print, write:
       edge = numbers and found.get(name) in (min(study.tuning.values), max(study.tuning.values))
       say(f"{name}: {said}" + (", at the edge of the values that were tried: a better one may lie beyond" if edge else ""))
     given_up += [name for name in names if name not in found]
-  if write:
-    save(ready, chosen, tuning)
-  status = closing(start(ready.runs(chosen)), say, "runs", write)
-  return status or int(any(arm.name not in chosen for arm in ready.arms) if study.tuning else False)
+  keep()
+  runs = ready.runs(chosen)
+  if study.halving:
+    groups = {"": {arm.name: [run for run in runs if run.arm == arm.name] for arm in ready.arms if any(run.arm == arm.name for run in runs)}}
+    alive, early, outcome = halve(groups, study.halving, study.metric, study.metrics[study.metric], root, start, say, [study.baseline or ready.arms[0].name])
+    ends |= early
+    keep()
+    if outcome is not None:
+      return Ended(closing(outcome, say, "runs", write), True)
+    runs = [run for run in runs if run.arm in alive[""]]
+  outcome = start(runs)
+  status = closing(outcome, say, "runs", write) or int(any(arm.name not in chosen for arm in ready.arms) if study.tuning else False)
+  return Ended(status, bool(outcome.signal or outcome.pending), runs)
 
 
-def save(ready: Ready, chosen: dict[str, Any], tuning: Sequence[Run]) -> None:
+def halve(groups: Mapping[Hashable, Mapping[Any, Sequence[Run]]], plan: Halving, metric: str, better: str, root: str, start: Start, say: Say,
+          kept_always: Sequence[Any] = ()) -> tuple[dict[Hashable, dict[Any, list[Run]]], dict[str, int], Outcome | None]:  # fmt: skip
+  """Takes candidates, group by group, through all rungs but the last.
+
+  Args:
+    groups: group -> candidate -> its runs, one a block; a candidate's score is their mean.
+    metric: of validation, at the rung's last step.
+    kept_always: candidates that are never dropped.
+
+  Returns:
+    what is left of the groups; the runs that have come to their end already, by address, and the step of that; and the outcome of the rung in which the sweep had to
+    stop, None where it had not.
+  """
+  alive = {group: {candidate: list(runs) for candidate, runs in candidates.items()} for group, candidates in groups.items()}
+  ends: dict[str, int] = {}
+  for rung in range(plan.rungs - 1):
+    due = lambda run, rung=rung: dataclasses.replace(run, until=design.rungs(run.steps, plan.rungs, plan.eta)[rung])
+    going = {group: candidates for group, candidates in alive.items() if len(candidates) > 1}
+    stage = [due(run) for candidates in going.values() for runs in candidates.values() for run in runs]
+    if not stage:
+      break
+    outcome = start(stage)
+    if outcome.signal or outcome.pending:
+      return alive, ends, outcome
+    for group, candidates in going.items():
+      scores = {candidate: _mean([measured(due(run), root, metric) for run in runs]) for candidate, runs in candidates.items()}
+      best = design.halving(list(groups[group]), scores, rung, plan.eta, better)
+      alive[group] = {candidate: runs for candidate, runs in candidates.items() if candidate in best or candidate in kept_always}
+      over = candidates if len(alive[group]) == 1 and not kept_always else {c: runs for c, runs in candidates.items() if c not in alive[group]}
+      ends |= {run.address: due(run).until for candidate, runs in over.items() if scores[candidate] is not None for run in runs}
+      told = ", ".join(f"{shown(c)} {'failed' if scores[c] is None else format(scores[c], '.4f')}" for c in candidates if c not in alive[group])
+      say(f"halving{f' of {group}' if group else ''}: after rung {rung + 1} of {plan.rungs} dropped {told or 'none'}")
+  return alive, ends, None
+
+
+def _mean(scores: Sequence[float | None]) -> float | None:
+  """None where one is missing or not finite."""
+  return None if not scores or any(score is None or not math.isfinite(score) for score in scores) else sum(scores) / len(scores)
+
+
+def save(ready: Ready, chosen: dict[str, Any], tuning: Sequence[Run], ends: Mapping[str, int] = {}) -> None:  # noqa: B006  read only
   """Writes study.json, whole or not at all."""
   path = os.path.join(ready.root, STUDY)
   with open(path + ".tmp", "w", encoding="utf-8") as file:
-    file.write(ready.record(chosen, tuning))
+    file.write(ready.record(chosen, tuning, ends))
   os.replace(path + ".tmp", path)
 
 
-def closing(outcome: Outcome, say: Callable[[str], None], what: str, told: bool) -> int:
+def closing(outcome: Outcome, say: Say, what: str, told: bool) -> int:
   """Says how it ended, and where runs were `told` to start, how it goes on; the exit status."""
   counts = Counter(outcome.states.values())
   done, failed = counts[DONE], counts[FAILED]

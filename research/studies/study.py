@@ -15,11 +15,15 @@ It is a file, `experiments/<name>/study.py`, that defines `get_study()`:
 An arm is what it changes in the base, a flat mapping from dotted key to value; a component is swapped by its name, as by flag. Beside config keys it may have
 
   name    how it is called (default: its keys that differ between arms, and their values)
-  after   the name of an arm above it: each of its runs starts from the weights (`init_from`) of that arm's run of the same block
+  after   the name of an arm above it: each of its runs starts from the weights (`init_from`) of that arm's run of the same block. `FOLDER:ARM` names an arm of
+          another study, which has been swept in that folder
   evals   its evaluations, instead of the study's
 
 Block b sets seed = b and data.seed = b in every arm: the arms of a block read the same rows in the same order (where their data are the same), so
-that their differences can be taken in pairs. Nothing here reads data or counts operations: that is `runs`.
+that their differences can be taken in pairs.
+
+Runs can be spared: with `tuning` each arm first finds its own value of one key, with `halving` the worse arms (or values) are dropped on the way, with `search` the arms of
+each round are suggested by the scores of those before. Nothing here reads data or counts operations: that is `runs`.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from research.core.config import NAME, is_config, leaves, members
 from research.core.errors import UserError, nearest
 from research.core.overrides import called, flag, load, split
+from research.studies.design import Space
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -47,13 +52,40 @@ SOURCES = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "t
 
 
 @dataclasses.dataclass(frozen=True)
+class Halving:
+  """Successive halving (Jamieson and Talwalkar 2016): all begin, and at the end of each rung but the last the best of 1/eta go on. A rung is eta times as long as the one before."""
+
+  rungs: int = 3
+  eta: int = 2
+
+  def __post_init__(self):
+    if self.rungs < 2 or self.eta < 2:
+      raise UserError(f"halving has at least 2 rungs, of which each keeps a half or less; got rungs={self.rungs}, eta={self.eta}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+  """The study's arms are a first round; `rounds` more of `count` arms each are suggested by the scores of all before (design.suggest: Optuna's TPE)."""
+
+  space: Space  # key -> Uniform, LogUniform or a list of values, as for design.random
+  rounds: int = 3
+  count: int = 8
+
+  def __post_init__(self):
+    if self.rounds < 1 or self.count < 1 or not self.space:
+      raise UserError("a search has at least one key in its space, one round and one arm a round.")
+
+
+@dataclasses.dataclass(frozen=True)
 class Tuning:
   """One key is tuned in each arm by itself, before the comparison: of `values` the one with the best mean of `metric` over `blocks`."""
 
   values: Sequence[Any]
   key: str = "optimizer.schedule.peak"
   metric: str = ""  # default: the metric that decides
+  better: str = ""  # lower or higher, where the metric is none of the study's
   blocks: Sequence[int] = ()  # seeds of the tuning runs; default: one, the next after those of the comparison, which it must not favour
+  halving: Halving | None = None  # of the values of each arm; the last one left need not go on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +102,8 @@ class Study:
   metrics: Mapping[str, str] = dataclasses.field(default_factory=lambda: {"valid.loss": "lower"})  # which way is better; the first decides
   baseline: str = ""  # the arm that the others are compared with (default: the first)
   tuning: Tuning | None = None
+  halving: Halving | None = None  # of the arms, by the metric that decides; the baseline is never dropped
+  search: Search | None = None
   evals: Sequence[str] = ()  # of every finished run, as flags of research.evaluate: "minimal_pairs --data=FILE --pairs=100"
   name: str = ""  # default: that of its folder
 
@@ -96,10 +130,19 @@ class Study:
     for metric, better in self.metrics.items():
       if better not in BETTER:
         raise UserError(f"metric '{metric}' is better '{better}': write 'lower' or 'higher'.")
-    if tuned and self.tuning.metric not in self.metrics:
-      raise UserError(f"tuning goes by '{self.tuning.metric}': name it among the metrics too, with 'lower' or 'higher'.")
+    if tuned and self.tuning.metric not in self.metrics and self.tuning.better not in BETTER:
+      raise UserError(f"tuning goes by '{self.tuning.metric}', which is none of the metrics: say better='lower' or 'higher' beside it.")
     if self.tuning and (not self.tuning.values or len(set(self.tuning.values)) < len(self.tuning.values)):
       raise UserError(f"tuning.values={self.tuning.values}: name each value of {self.tuning.key} once.")
+    for metric in (*([self.tuning_metric] if self.tuning and self.tuning.halving else []), *([self.metric] if self.halving else [])):
+      if not metric.startswith("valid."):
+        raise UserError(f"halving goes by '{metric}', which a run on its way has not: it needs a metric of validation, such as valid.loss.")
+    if self.search and (self.halving or any("after" in arm for arm in self.arms)):
+      raise UserError("a search takes neither halving nor arms with 'after': its arms all start alike, and each is trained to its end.")
+    if self.search and self.tuning:
+      raise UserError("a search takes no tuning: put the key that is tuned into its space.")
+    if self.halving and any("after" in arm for arm in self.arms):
+      raise UserError("halving takes no arms with 'after': the run that one starts from must come to its end.")
 
   @property
   def equal(self) -> str:
@@ -128,12 +171,18 @@ class Study:
     return self.tuning.metric or self.metric
 
   @property
+  def tuning_better(self) -> str:
+    return self.metrics.get(self.tuning_metric) or self.tuning.better
+
+  @property
   def tuning_rule(self) -> str:
     """The one sentence by which all arms are tuned."""
     blocks, values = self.tuning_blocks, ", ".join(shown(value) for value in self.tuning.values)
     apart = "apart from those of the comparison" if not set(blocks) & set(self.blocks) else "which the comparison uses too"
     where = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
-    return f"{self.tuning.key} of each arm is the one of {values} with the {self.metrics[self.tuning_metric].replace('er', 'est')} mean {self.tuning_metric} over {where}, {apart}"
+    rule = f"{self.tuning.key} of each arm is the one of {values} with the {self.tuning_better.replace('er', 'est')} mean {self.tuning_metric} over {where}, {apart}"
+    halving = self.tuning.halving
+    return rule + (f"; by successive halving: at the end of each of {halving.rungs - 1} rungs the best 1/{halving.eta} of them go on" if halving else "")
 
 
 class Arm(NamedTuple):
@@ -179,11 +228,19 @@ def arms_of(study: Study) -> list[Arm]:
     names = [other.name for other in found]
     if name in names:
       raise UserError(f"two arms are called '{name}': they must differ, or each have a 'name'.")
-    if arm.get("after") not in (None, *names):
+    if arm.get("after") not in (None, *names) and elsewhere(arm["after"]) is None:
+      if ":" in arm["after"]:
+        raise UserError(f"arm '{name}' starts after '{arm['after']}', but '{arm['after'].rpartition(':')[0]}' is no folder of a study: sweep that one first.")
       raise UserError(f"arm '{name}' starts after '{arm['after']}', which is no arm above it.{nearest(arm['after'], names)}")
     evals = arm.get("evals", study.evals)
     found.append(Arm(name, overrides, arm.get("after"), (evals,) if isinstance(evals, str) else tuple(evals)))
   return found
+
+
+def elsewhere(after: str | None) -> tuple[str, str] | None:
+  """Folder and arm, where an arm starts from runs of another study."""
+  folder, colon, name = (after or "").rpartition(":")
+  return (folder, name) if colon and os.path.isfile(os.path.join(folder, "study.json")) else None
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
@@ -212,6 +269,8 @@ def resolved(study: Study, arm: Arm, changes: Mapping[str, Any] = {}) -> tuple[d
 def check(study: Study) -> None:
   """Resolves every arm, and refuses what the study sets itself, before anything runs. Raises UserError."""
   arms = arms_of(study)
+  if study.search and not any(study.search.space.keys() <= arm.overrides.keys() for arm in arms):
+    raise UserError(f"no arm of the first round has all keys of the search ({', '.join(study.search.space)}): begin with design.latin_hypercube(8, space).")
   if study.baseline and study.baseline not in [arm.name for arm in arms]:
     raise UserError(f"the baseline '{study.baseline}' is no arm.{nearest(study.baseline, [arm.name for arm in arms])}")
   own = {"seed": "seeds", "data.seed": "seeds", "steps": "the budget"}

@@ -21,7 +21,7 @@ from research.core import config as configs
 from research.studies import document, figures, findings
 from research.studies.document import Block, Code, Figure, Fold, Heading, Items, Table, Text, amount, fixed
 from research.studies.findings import Scores
-from research.studies.results import Results, read
+from research.studies.results import Results, Run, read
 from research.training import monitor
 
 PICTURES = ("differences", "main_effects", "interactions", "curves", "pareto")
@@ -43,7 +43,7 @@ def write(folder: str) -> str:
   blocks = [
       Heading(results.study["name"], 1), *_question(results, deciding),
       Heading("Arms"), table, *findings.differences(results, deciding), *_costs(results),
-      *(part for other in scores[1:] for part in (Heading(other.metric, 3), findings.arms_table(results, other))), *_tuning(results), *findings.factors(results, deciding),
+      *(part for other in scores[1:] for part in (Heading(other.metric, 3), findings.arms_table(results, other))), *_tuning(results), *_chosen(results, deciding), *findings.factors(results, deciding),
       *_curves(results, deciding), *findings.pareto(results, deciding), *findings.seeds(results, deciding), *_runs(results), *_records(results)]  # fmt: skip
   texts = {
       "report.md": document.to_markdown(blocks), "report.html": document.to_html(blocks, results.study["name"], folder), "results.csv": _csv(results, scores),
@@ -61,7 +61,7 @@ def write(folder: str) -> str:
 
 def _states(results: Results) -> str:
   done = sum(run.state == "done" for run in results.runs)
-  others = {state: sum(run.state == state for run in results.runs) for state in ("diverged", "failed", "unscored", "unfinished", "missing")}
+  others = {state: sum(run.state == state for run in results.runs) for state in ("dropped", "diverged", "failed", "unscored", "unfinished", "missing")}
   return f"{done} of {len(results.runs)} runs are done" + "".join(f", {count} {state}" for state, count in others.items() if count)
 
 
@@ -74,7 +74,7 @@ def _question(results: Results, scores: Scores) -> list[Block]:
   blocks = f"{len(results.blocks)} blocks (seeds {', '.join(map(str, results.blocks))})"
   found.append(Text(f"**What decides.** `{scores.metric}`, {scores.better} is better; {against}; {len(arms)} arms in {blocks}."))
   found.append(Text(f"**Answer.** {findings.answer(results, scores)}"))
-  if any(run.state != "done" for run in results.runs):
+  if not all(run.settled for run in results.runs):
     found.append(Text(f"**State.** {_states(results)}; what is not done is named under Runs."))
   return found
 
@@ -121,17 +121,41 @@ def _tuning(results: Results) -> list[Block]:
   values, blocks = list(tuning["values"]), [Heading("Tuning"), Text(f"{tuning['rule'].rstrip('.')}.")]
   tried = {(run.arm, repr(run.plan.get("value"))): [] for run in results.tuning}
   for run in results.tuning:
-    tried[run.arm, repr(run.plan.get("value"))].append(run.score(tuning["metric"]))
-  mean = lambda found: fixed(float(np.mean(found)), 4) if found else "–"
+    tried[run.arm, repr(run.plan.get("value"))].append(run)
   rows, edges = [], []
   for arm in results.arms:
     chosen = tuning["chosen"].get(arm)
-    rows.append([f"`{arm}`", "–" if chosen is None else findings.shown(chosen), *(mean(tried.get((arm, repr(value)), [])) for value in values)])
+    rows.append([f"`{arm}`", "–" if chosen is None else findings.shown(chosen), *(_mean(tried.get((arm, repr(value)), []), tuning["metric"]) for value in values)])
     if chosen is not None and len(values) > 1 and all(isinstance(value, (int, float)) for value in values) and chosen in (min(values), max(values)):
       edges.append(f"`{arm}`")
   blocks.append(Table(["arm", f"chosen {tuning['key']}", *map(findings.shown, values)], rows, 1, f"Under each value: mean {tuning['metric']} over the blocks of tuning ({', '.join(map(str, tuning['blocks']))})."))
+  if tuning.get("halving"):
+    blocks.append(Text("A score with a step is that of a value which halving ended there, worse than the others at that step or the last one left."))
   if edges:
     blocks.append(Text(f"The value chosen for {', '.join(edges)} is the outermost that was tried: a better one may lie beyond."))
+  return blocks
+
+
+def _mean(runs: Sequence[Run], metric: str) -> str:
+  """Of runs that differ in their block alone, with the step where halving ended them."""
+  if not runs or not all(run.settled for run in runs):
+    return "–"
+  early = f" at step {runs[0].summary['step']:,}" if runs[0].state == "dropped" else ""
+  return fixed(float(np.mean([run.found(metric) for run in runs])), 4) + early
+
+
+def _chosen(results: Results, scores: Scores) -> list[Block]:
+  """What was not run to its end, or was suggested by scores of this study, and what follows from that."""
+  blocks: list[Block] = []
+  if halving := results.study.get("halving"):
+    rows = [[f"`{arm}`", _mean(results.of(arm), scores.metric)] for arm in results.arms if any(run.state == "dropped" for run in results.of(arm))]
+    rule = (f"Successive halving in {halving['rungs']} rungs: at the end of each but the last, the best 1/{halving['eta']} of the arms by mean {scores.metric} went on, and the "
+            "baseline in any case. An arm that was dropped is not compared above, and one that would have won late was lost.")  # fmt: skip
+    blocks += [Heading("Dropped on the way", 3), Text(rule), *([Table(["arm", f"mean {scores.metric}"], rows, 1, "")] if rows else [])]
+  if search := results.study.get("search"):
+    space = ", ".join(f"{key} in {values}" for key, values in search["space"].items())
+    blocks += [Heading("Search", 3), Text(f"{search['rounds']} rounds of {search['count']} arms were suggested by Optuna's TPE from the scores of those before ({space}). The best of many is "
+                                          "best by luck too: compare it with the baseline in a study of its own, with other seeds.")]  # fmt: skip
   return blocks
 
 

@@ -172,7 +172,7 @@ def check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str]
     say("resuming with changes: " + "; ".join(changes))
 
 
-def train(config, workdir: str, say: Callable[[str], None] = print, profile: range = range(0)) -> dict[str, Any]:
+def train(config, workdir: str, say: Callable[[str], None] = print, profile: range = range(0), until: int | None = None) -> dict[str, Any]:
   """Trains to `steps`, resuming whatever `workdir` holds, and returns what it writes to `summary.json`.
 
   Args:
@@ -180,6 +180,7 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
     workdir: the only folder that is written to (the token dataset goes to data.directory where that is set).
     say: receives lines for a person.
     profile: steps whose profiler trace is kept under workdir/profile.
+    until: stop after this step instead, evaluated and saved; a later call goes on as if nothing had happened.
 
   Raises:
     UserError: a mistake in the config or data, a damaged checkpoint, a full disk.
@@ -187,14 +188,14 @@ def train(config, workdir: str, say: Callable[[str], None] = print, profile: ran
   os.makedirs(workdir, exist_ok=True)
   leads = distributed.leads()  # the others compute, but say and write nothing besides their parts of checkpoints
   with claimed(workdir) if leads else contextlib.nullcontext():
-    return _train(config, workdir, say if leads else lambda line: None, profile)
+    return _train(config, workdir, say if leads else lambda line: None, profile, until)
 
 
-def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> dict[str, Any]:
+def _train(config, workdir: str, say: Callable[[str], None], profile: range, until: int | None) -> dict[str, Any]:
   started = time.perf_counter()
   cfg: experiment.Config = configs.typed(config)
-  leads = distributed.leads()
-  distributed.agree(**{f"--config.{key}": repr(value) for key, value in configs.leaves(config)})
+  leads, last = distributed.leads(), last_step(cfg, until)
+  distributed.agree(**{f"--config.{key}": repr(value) for key, value in configs.leaves(config)}, **{"--until": str(until)})
   checkpoints = Checkpoints(workdir, cfg.checkpoint)
   meta = checkpoints.meta() if checkpoints.steps() else None
   distributed.agree(**{"the last checkpoint of the workdir": str(meta and meta["step"])})
@@ -212,8 +213,8 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   state = initial_state(run, say) if meta is None else checkpoints.restore(run.state)
   start = int(state.step)
   say(introduced(run) + (f" · resumed at step {start}" if meta else ""))
-  if start >= cfg.steps and (summary := books.read_summary(workdir)).get("step", 0) >= cfg.steps:
-    say(f"finished at step {start} already")
+  if start >= last and (summary := books.read_summary(workdir)).get("step", 0) >= last:
+    say(f"{'finished' if start >= cfg.steps else 'stands'} at step {start} already")
     return summary
 
   rows = books.rows_of(run)
@@ -225,10 +226,10 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   eval_key = jax.random.key(cfg.seed + 1)
   book = books.Book(run, config, workdir, rows, start, meta, started, clock, say, leads)
   first_step = None
-  traced_soon = start < cfg.steps  # else it was killed between its last checkpoint and the summary
+  traced_soon = start < last  # else it was killed between its last checkpoint and the summary
   work = 0.0 if traced_soon and _counts(run) else operations(run)[0]
 
-  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
+  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, last) as batches:
     train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     peak, compiled = (0.0, ""), None
@@ -272,7 +273,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
         pending = (step, metrics)
-      done = step == cfg.steps
+      done = step == last
       ending = stop.wanted(step) or done
       evaluate, kept = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
       if not (evaluate or kept):
@@ -298,8 +299,15 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range) -> 
   clock.enter("save")
   checkpoints.close()
   book.close()
-  stopped_by = None if step == cfg.steps else signal.Signals(stop.signal).name
+  stopped_by = None if step >= last else signal.Signals(stop.signal).name
   return book.summary(step, work, first_step, int(guard.skipped(state.opt_state)), stopped_by) if leads else {"step": step, "stopped_by": stopped_by}
+
+
+def last_step(cfg: experiment.Config, until: int | None) -> int:
+  """The step at which a call ends that is to go on `until` there, or to the run's own end."""
+  if until is not None and not 1 <= until <= cfg.steps:
+    raise UserError(f"until={until}: a run of {cfg.steps} steps can be stopped at one of these; name it.")
+  return until or cfg.steps
 
 
 def introduced(run: Run) -> str:

@@ -71,13 +71,14 @@ def _forms(config: Any) -> dict[str, Any]:
   return {key: form(key, value) for key, value in configs.leaves(config) if key not in FREE}
 
 
-def train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str], None] = print) -> list[Outcome]:
+def train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str], None] = print, until: int | None = None) -> list[Outcome]:
   """Trains all runs to their end, or until SIGTERM or Ctrl-C, whereupon all save.
 
   Args:
     configs_: locked ConfigDicts of research.training.experiment, of one `program`.
     workdirs: a folder for each.
     say: receives lines for a person; those of run i begin with its number.
+    until: as in loop.train.
 
   Returns:
     How each run ended. One whose updates are all skipped is given up, and named; the others go on.
@@ -90,7 +91,7 @@ def train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str],
     for workdir in workdirs:
       os.makedirs(workdir, exist_ok=True)
       stack.enter_context(claimed(workdir))
-    return _train(configs_, workdirs, say)
+    return _train(configs_, workdirs, say, until)
 
 
 def _check(configs_: Sequence[Any], workdirs: Sequence[str]) -> None:
@@ -105,10 +106,11 @@ def _check(configs_: Sequence[Any], workdirs: Sequence[str]) -> None:
                       f"the optimizer ({', '.join(VARYING)}) may differ.")  # fmt: skip
 
 
-def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str], None]) -> list[Outcome]:
+def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str], None], until: int | None) -> list[Outcome]:
   started = time.perf_counter()
   typed = [configs.typed(config) for config in configs_]
   cfg, width = typed[0], len(str(len(typed) - 1))
+  last = loop.last_step(cfg, until)
   said = [lambda line, i=i: say(f"[{i:>{width}}] {line}") for i in range(len(typed))]
   checkpoints = [Checkpoints(workdir, each.checkpoint) for workdir, each in zip(workdirs, typed)]
   start = _common_step(checkpoints, workdirs)
@@ -125,8 +127,8 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   state = _initial(members, said) if start is None else _stacked([each.restore(run.state, start) for each in checkpoints])
   start = start or 0
   say(f"{len(members)} runs in one program, each: {loop.introduced(run)}" + (f" · resumed at step {start}" if start else ""))
-  if start >= cfg.steps and all(books.read_summary(workdir).get("step", 0) >= cfg.steps for workdir in workdirs):
-    say(f"finished at step {start} already")
+  if start >= last and all(books.read_summary(workdir).get("step", 0) >= last for workdir in workdirs):
+    say(f"{'finished' if start >= cfg.steps else 'stands'} at step {start} already")
     return [Outcome(books.read_summary(workdir), None) for workdir in workdirs]
 
   streams = [next(m.run for m in members if m.stream == i) for i in range(1 + max(m.stream for m in members))]
@@ -141,7 +143,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   eval_batch = loop.eval_batch_size(cfg, run.mesh)
   first_step, work = None, loop.operations(run)[0]
 
-  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, cfg.steps) as batches:
+  with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, last) as batches:
     over = _over(platform())
     advance = jax.jit(functools.partial(_advance, run, over), donate_argnums=0)
     score = jax.jit(functools.partial(_score, loss_eval.make_step(run.apply, run.objective), over))
@@ -194,7 +196,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
         pending = (step, metrics)
-      done = step == cfg.steps
+      done = step == last
       ending = stop.wanted(step) or done or len(failed) == len(kept)
       evaluate, keep = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
       if not (evaluate or keep):
@@ -226,7 +228,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
       if ending:
         break
   clock.enter("save")
-  stopped_by = None if step == cfg.steps or len(failed) == len(kept) else signal.Signals(stop.signal).name
+  stopped_by = None if step >= last or len(failed) == len(kept) else signal.Signals(stop.signal).name
   skipped = jax.device_get(guard.skipped(state.opt_state))
   ended = []
   for i, (m, book) in enumerate(zip(members, kept)):

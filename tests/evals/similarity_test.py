@@ -20,7 +20,7 @@ from research.core.overrides import load
 from research.core.types import TrainState
 from research.data.sources import files
 from research.data.tokenizer import Tokenizer
-from research.evals import similarity
+from research.evals import similarity, text_vectors
 from research.evals.similarity import EMBEDDING, Pair
 from research.model import transformer
 from research.model.attention import grouped
@@ -117,7 +117,7 @@ def test_models_that_have_no_vector_of_a_text(monkeypatch):
 
 def test_long_texts_lose_their_end():
   tokens = tokenizer(Wrapped)
-  rows, cut = similarity.encode(tokens, ["abcd", "abcde"], 6)
+  rows, cut = text_vectors.encode(tokens, ["abcd", "abcde"], 6)
   assert cut == 1 and rows[0].tolist() == rows[1].tolist() == tokens.wrap(tokens.encode("abcd")).tolist()
 
 

@@ -37,7 +37,10 @@ def write_config(folder) -> str:
 
 
 def leave(run, root, **summary) -> None:
-  """What a run of research.train would leave at its end, as far as a sweep reads it."""
+  """What a run of research.train would leave at its end, or at that of its rung, as far as a sweep reads it."""
   os.makedirs(run.folder(root), exist_ok=True)
-  plain = {"step": run.steps, "data_hash": run.data_hash, "config_hash": run.config_hash, **summary}
+  if "valid" in summary:
+    with open(os.path.join(run.folder(root), "metrics.jsonl"), "a", encoding="utf-8") as file:
+      file.write(json.dumps({"step": run.goal, "split": "valid", **summary["valid"]}) + "\n")
+  plain = {"step": run.goal, "data_hash": run.data_hash, "config_hash": run.config_hash, **summary}
   pathlib.Path(run.folder(root), "summary.json").write_text(json.dumps(plain))

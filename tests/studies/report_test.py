@@ -248,6 +248,12 @@ def test_scores_of_evaluations_and_arms_that_start_from_another(tmp_path):
   assert table[0][-2:] == ["starts from", "FLOPs in all"] and table[2][-2:] == ["`width=64`", "7.373 G"]
   assert "exactly the same in every block" in chapter(tmp_path, "How many seeds")
   assert "`loss`" in chapter(tmp_path, "Learning curves")
+  plain["arms"][1]["evals"] = ["similarity --data=x.csv"]  # an arm that is not asked for it lacks nothing
+  fake.write(tmp_path / "study.json", plain)
+  for block in (0, 1):
+    (tmp_path / "runs" / f"01{block:02x}" / "evaluations.json").unlink()
+  assert "all 6 runs are done" in writing.write(str(tmp_path)).lower().replace("6 of 6", "all 6")
+  assert rows(tmp_path, "Arms")[2][:3] == ["`width=128`", "0", "–"]
 
 
 def test_a_budget_that_was_not_kept_and_data_that_differ_are_told(tmp_path):

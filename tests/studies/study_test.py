@@ -15,11 +15,12 @@ import pytest
 from research.core import config as configs
 from research.core.errors import UserError
 from research.core.overrides import flag, load
-from research.studies import address, stages
+from research.studies import address, results, stages, writing
 from research.studies.board import DONE, WAITS
+from research.studies.design import LogUniform
 from research.studies.launch import Outcome, left
 from research.studies.runs import Ready, choose, measured
-from research.studies.study import Study, Tuning, arms_of, check, factors, load_study, resolved
+from research.studies.study import Halving, Search, Study, Tuning, arms_of, check, factors, load_study, resolved
 from tests.studies.common import leave, write_config
 
 PEAK, WIDTH = "optimizer.schedule.peak", "model.width"
@@ -84,7 +85,13 @@ def test_a_two_factor_study_is_written_in_fifteen_lines(base, tmp_path):
     ({"tuning": Tuning((1.0, 2.0), key="optimizer.schedule.peka"), "arms": [{}]}, ["'optimizer.schedule.peka'", "Did you mean"]),
     ({"tuning": Tuning((1e-3, 2e-3))}, ["'optimizer.schedule.peak'", "tuning of the study decides it"]),
     ({"tuning": Tuning((1e-3, 1e-3))}, ["tuning.values", "once"]),
-    ({"tuning": Tuning((1e-3,), metric="valid.accuracy")}, ["'valid.accuracy'", "lower"]),
+    ({"tuning": Tuning((1e-3,), metric="valid.accuracy")}, ["'valid.accuracy'", "better='lower' or 'higher'"]),
+    ({"arms": [{"name": "a", "after": "nowhere:b"}]}, ["'nowhere' is no folder of a study", "sweep that one first"]),
+    ({"halving": Halving(), "metrics": {"evaluations.loss": "lower"}}, ["halving goes by 'evaluations.loss'", "such as valid.loss"]),
+    ({"halving": Halving(), "arms": [{"name": "a"}, {"name": "b", "after": "a"}]}, ["halving takes no arms with 'after'"]),
+    ({"search": Search({PEAK: LogUniform(1e-4, 1e-2)}), "halving": Halving()}, ["a search takes neither halving"]),
+    ({"search": Search({PEAK: LogUniform(1e-4, 1e-2)}), "tuning": Tuning((16, 32), WIDTH), "arms": [{}]}, ["a search takes no tuning"]),
+    ({"search": Search({PEAK: LogUniform(1e-4, 1e-2)}), "arms": [{WIDTH: 16}]}, [PEAK, "latin_hypercube"]),
     ({"arms": [{"seed": 3}]}, ["'seed'", "seeds of the study decides it"]),
     ({"arms": [{"steps": 3}]}, ["'steps'", "the budget of the study decides it"]),
     ({"arms": [{}, {}]}, ["two arms are called 'baseline'"]),
@@ -345,6 +352,104 @@ def test_a_sweep_that_only_hands_runs_on_stops_after_tuning_runs(ready_of, tmp_p
   said = []
   assert stages.sweep(ready, lambda found: Outcome({run.address: WAITS for run in found}, pending=True), said.append) == 0
   assert "0 of 4 tuning runs are done" in said[-1]
+
+
+# --- halving, search, another study ------------------------------------------------------------------------------------------
+
+QUALITY = {16: 2.0, 32: 1.0, 24: 3.0, 48: float("nan"), 8: 4.0, 40: 1.5}
+
+
+def stand_in(ready, batches, quality=QUALITY):
+  """Brings each run to its goal; what it scores there is its width's quality, or that of its learning rate."""
+
+  def start(found):
+    batches.append([(run.overrides[WIDTH], run.tuned, run.block, run.until) for run in found])
+    for run in found:
+      if left(run, ready.root):
+        loss = quality.get(run.overrides[WIDTH], 0.0) + (1000 * run.overrides[PEAK] if PEAK in run.overrides else 0.0)
+        leave(run, ready.root, valid={"loss": loss + 0.1 * run.block}, stopped_by=None)
+    return Outcome(dict.fromkeys((run.address for run in found), DONE))
+
+  return start
+
+
+def test_halving_drops_the_worse_arms_on_the_way_and_keeps_the_baseline(ready_of, tmp_path):
+  widths = (16, 32, 24, 48, 8, 40)
+  ready = ready_of(str(tmp_path), arms=[{WIDTH: width} for width in widths], steps=8, halving=Halving(rungs=3), baseline="width=8")
+  batches, said = [], []
+  assert stages.sweep(ready, stand_in(ready, batches), said.append) == 0
+  every = lambda alive, until: [(width, None, block, until) for width in alive for block in (0, 1)]
+  assert batches[0] == every(widths, 2) and batches[1] == every((16, 32, 8, 40), 4)
+  assert batches[2] == [(width, None, block, None) for block in (0, 1) for width in (32, 8)]
+  assert "after rung 1 of 3 dropped width=24 3.0500, width=48 failed" in said[0] and "dropped width=16 2.0500, width=40 1.5500" in said[1]
+  found = results.read(str(tmp_path))
+  state = {arm: {run.state for run in found.of(arm)} for arm in found.arms}
+  assert [state[f"width={width}"] for width in (32, 8, 16, 24)] == [{"done"}, {"done"}, {"dropped"}, {"dropped"}]
+  writing.write(str(tmp_path))
+  text, record = pathlib.Path(tmp_path, "report.md").read_text(), pathlib.Path(tmp_path, "study.json").read_text()
+  assert "`width=24` | 3.0500 at step 2" in text and "`width=40` | 1.5500 at step 4" in text and "--until" not in record
+  del batches[:]  # the same again decides the same and writes the same bytes
+  assert stages.sweep(ready, stand_in(ready, batches), said.append) == 0 and batches[2] == [(width, None, block, None) for block in (0, 1) for width in (32, 8)]
+  assert pathlib.Path(tmp_path, "study.json").read_text() == record
+
+
+def test_a_sweep_stopped_within_a_rung_says_so_and_goes_no_further(ready_of, tmp_path):
+  ready, said, batches = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], steps=8, halving=Halving(rungs=2)), [], []
+
+  def start(found):
+    batches.append(found)
+    return Outcome(dict.fromkeys((run.address for run in found), WAITS), signal=15)
+
+  assert stages.sweep(ready, start, said.append) == 143 and len(batches) == 1 and {run.until for run in batches[0]} == {4}
+  assert "0 of 4 runs are done" in said[-1] and "the same command goes on" in said[-1]
+  assert "--until=4" in batches[0][0].arguments("x") and [task.words[3] for task in left(batches[0][0], ready.root)] == ["--until=4"]
+
+
+def test_values_of_a_tuned_key_are_halved_and_the_last_one_left_need_not_go_on(ready_of, tmp_path):
+  peaks = (1e-3, 3e-3, 2e-3, 1e-2)
+  ready = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], steps=8, seeds=1, tuning=Tuning(peaks, halving=Halving(rungs=3)))
+  batches, said = [], []
+  assert stages.sweep(ready, stand_in(ready, batches), said.append) == 0
+  assert [{(peak, until) for _, peak, _, until in batch} for batch in batches] == [{(peak, 2) for peak in peaks}, {(1e-3, 4), (2e-3, 4)}, {(None, None)}]
+  record = json.loads(pathlib.Path(tmp_path, "study.json").read_text())
+  assert record["tuning"]["chosen"] == {"width=16": 1e-3, "width=32": 1e-3} and "by successive halving" in record["tuning"]["rule"]
+  assert sorted(run["until"] for run in record["tuning"]["runs"]) == [2] * 4 + [4] * 4 and "until" not in record["runs"][0]
+  writing.write(str(tmp_path))
+  text = pathlib.Path(tmp_path, "report.md").read_text()
+  assert "| 3.1000 at step 4 | 5.1000 at step 2 | 4.1000 at step 4 | 12.1000 at step 2 |" in text and "All 2 runs are done" not in text
+
+
+def test_a_search_asks_for_more_arms_by_the_scores_of_those_before(ready_of, tmp_path, monkeypatch):
+  asked = []
+
+  def suggest(count, space, told, better, seed):
+    asked.append((count, better, seed, told))
+    return [{PEAK: 1e-3}, {PEAK: told[0][0][PEAK] / 2 ** (1 + seed)}]  # the first is one that has been tried
+
+  monkeypatch.setattr(stages.design, "suggest", suggest)
+  batches, said = [], []
+  study = Study("?", ready_of().study.base, [{PEAK: 1e-3}, {PEAK: 4e-3}], common={WIDTH: 16}, seeds=2, steps=2, search=Search({PEAK: LogUniform(1e-4, 1e-2)}, rounds=2, count=2))
+  make = lambda study: Ready(study, str(tmp_path), quiet)
+  start = lambda found: stand_in(ready_of(str(tmp_path)), batches)(found)
+  assert stages.search(make, study, start, said.append) == 0
+  assert [len(batch) for batch in batches] == [4, 6, 8] and [a[:3] for a in asked] == [(2, "lower", 0), (2, "lower", 1)]
+  assert asked[1][3] == [({PEAK: 1e-3}, 3.05), ({PEAK: 4e-3}, 6.05), ({PEAK: 5e-4}, 2.55)]
+  record = json.loads(pathlib.Path(tmp_path, "study.json").read_text())
+  assert [arm["name"] for arm in record["arms"]] == ["peak=0.001", "peak=0.004", "peak=0.0005", "peak=0.00025"] and record["search"]["rounds"] == 2
+  writing.write(str(tmp_path))
+  assert "suggested by Optuna's TPE" in pathlib.Path(tmp_path, "report.md").read_text()
+
+
+def test_an_arm_may_start_from_a_run_of_another_study_that_has_ended(ready_of, tmp_path):
+  first = ready_of(str(tmp_path / "first"), arms=[{WIDTH: 16}, {WIDTH: 32}])
+  stages.save(first, {}, [])
+  second = ready_of(str(tmp_path / "second"), arms=[{"name": "tuned", WIDTH: 32, "after": f"{tmp_path}/first:width=32"}])
+  with pytest.raises(UserError, match="no run of arm 'width=32' and block 0 that has ended: sweep it first"):
+    second.runs()
+  for run in first.runs():
+    leave(run, first.root, valid={"loss": 1.0}, stopped_by=None)
+  source = {run.block: run for run in first.runs() if run.arm == "width=32"}
+  assert [(run.after, run.overrides["init_from"]) for run in second.runs()] == [(source[b].address, os.path.abspath(source[b].folder(first.root))) for b in (0, 1)]
 
 
 def test_a_metric_is_found_in_what_a_run_has_left(ready_of, tmp_path):

@@ -193,6 +193,20 @@ def test_a_run_that_was_stopped_goes_on_as_if_nothing_had_happened(whole, data, 
   assert interruptions.lines(workdir) == interruptions.lines(undisturbed)
 
 
+def test_a_run_halts_where_it_is_told_to_and_goes_on_as_if_nothing_had_happened(whole, data, tmp_path):
+  (undisturbed, _), workdir, said = whole("causal_lm"), str(tmp_path), []
+  config = experiment(data, "causal_lm", "log.tensorboard=true")
+  halted = loop.train(config, workdir, quiet, until=6)
+  assert (halted["step"], halted["stopped_by"], halted["valid"]["step"]) == (6, None, 6) and Checkpoints(workdir).steps()[-1] == 6
+  assert loop.train(config, workdir, said.append, until=6)["step"] == 6 and "stands at step 6 already" in said[-1]
+  loop.train(config, workdir, quiet)
+  assert interruptions.same_arrays(undisturbed, workdir) == []
+  extra = {(6, "valid"), (6, "train")} - {(line["step"], line["split"]) for line in interruptions.lines(undisturbed)}
+  assert [line for line in interruptions.lines(workdir) if (line["step"], line["split"]) not in extra] == interruptions.lines(undisturbed)
+  with pytest.raises(UserError, match="until=13: a run of 12 steps"):
+    loop.train(config, workdir, quiet, until=13)
+
+
 def test_every_kind_of_data_feeds_a_run_that_is_resumed(data):
   fed = {f"data.{name}" for name in configs.members("data") if hasattr(configs.find(f"data.{name}"), "train_rows")}
   assert fed == {experiment(data, name, **changes).data.name for name, changes in RESUMED.items()}, "give RESUMED an objective that reads this data"

@@ -160,16 +160,17 @@ def test_every_number_may_be_an_array(key):
 def test_the_command_trains_each_program_of_a_file(data, tmp_path, run):
   pathlib.Path(tmp_path, "config.json").write_text(configs.record(tiny(data, "steps=2", "evaluate.every=2", "optimizer.schedule.warmup=1")))
   lines = [f"python -m research.train --config={tmp_path} --workdir={tmp_path / name} {more}".strip()
-           for name, more in (("a", ""), ("b", "--config.seed=1"), ("c", "--config.model.width=8"))]  # fmt: skip
+           for name, more in (("a", ""), ("b", "--config.seed=1"), ("c", "--config.model.width=8"), ("d", "--until=1"))]  # fmt: skip
   runs = tmp_path / "runs.txt"
-  runs.write_text("# three runs\n\n" + "\n".join(lines) + "\n")
+  runs.write_text("# four runs\n\n" + "\n".join(lines) + "\n")
   code, out, _ = run(together_command, runs)
-  assert code == 0 and "program 1 of 2" in out and "2 runs in one program" in out and out.count("step 2  loss") == 3
-  assert all(json.loads((tmp_path / name / "summary.json").read_text())["step"] == 2 for name in "abc")
+  assert code == 0 and "program 1 of 3" in out and "2 runs in one program" in out and out.count("step 2  loss") == 3
+  assert all(json.loads((tmp_path / name / "summary.json").read_text())["step"] == (1 if name == "d" else 2) for name in "abcd")
 
 
 @pytest.mark.parametrize("line, part", [("", "names none"), ("python -m research.train --workdir=x", "line 1"), ("python -m research.evaluate --workdir=x", "line 1"),
-                                        ("python -m research.train --config=a --workdir=x && reboot", "line 1"), ("python 'x", "close its quotes")])  # fmt: skip
+                                        ("python -m research.train --config=a --workdir=x && reboot", "line 1"), ("python 'x", "close its quotes"),
+                                        ("python -m research.train --config=a --workdir=x --until=soon", "line 1")])  # fmt: skip
 def test_mistakes_in_a_file_of_runs(tmp_path, run, line, part):
   path = tmp_path / "runs.txt"
   path.write_text(line)
