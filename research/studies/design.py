@@ -168,15 +168,21 @@ def latin_hypercube(count: int, space: Space, seed: int = 0) -> Sweep:
   return unique([dict(zip(space, values)) for values in zip(*columns)])
 
 
+def sampler_library() -> Any:
+  """Optuna. Raises UserError where it is not installed."""
+  try:
+    import optuna
+  except ModuleNotFoundError as error:
+    raise UserError("a search needs the package optuna: pip install -e '.[search]'.") from error
+  return optuna
+
+
 def suggest(count: int, space: Space, told: Sequence[tuple[Arm, float]], better: str = "lower", seed: int = 0) -> Sweep:
   """The next `count` arms that Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) would try, after the scores of those `told`.
 
   Ask and tell as one function without a state: the same scores give the same arms, so a search is a chain of sweeps. Needs the package optuna (extra `search`).
   """
-  try:
-    import optuna
-  except ModuleNotFoundError as error:
-    raise UserError("suggest needs the package optuna: pip install -e '.[search]'.") from error
+  optuna = sampler_library()
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   kinds = {}
   for key, values in space.items():

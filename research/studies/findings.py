@@ -58,7 +58,7 @@ def answer(results: Results, scores: Scores) -> str:
   start = "" if done == len(results.runs) else f"Preliminary, with {done} of {len(results.runs)} runs done: "
   if not found:
     return f"{start}{scores.metric} of `{baseline}` is {_interval(analysis.t_interval(own[np.isfinite(own)]), scores.digits)}, and there is nothing to compare it with."
-  if len(found) == 1 and len(results.arms) == 2:
+  if len(found) == 1:
     return start + _of_two(*next(iter(found.items())), baseline, scores)
   told = {arm for arm, c in found.items() if c.corrected < ALPHA}
   good = {arm for arm, c in found.items() if (c.difference.value < 0) == (scores.better == "lower")}

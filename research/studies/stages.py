@@ -50,14 +50,14 @@ def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say 
   Args:
     make: makes a study ready; asked anew for each round, whose study has more arms.
   """
-  plan, root = study.search, ""
+  design.sampler_library()  # what is missing is told before the first round has been trained
+  plan = study.search
   for number in range(plan.rounds + 1):
     ready = make(study)
-    root = ready.root
     ended = _sweep(ready, start, say, write)
     if ended.stopped or number == plan.rounds:
       return ended.status
-    told = [(arm.overrides, _mean([measured(run, root, study.metric) for run in ended.runs if run.arm == arm.name])) for arm in ready.arms]
+    told = [(arm.overrides, _mean([measured(run, ready.root, study.metric) for run in ended.runs if run.arm == arm.name])) for arm in ready.arms]
     told = [(overrides, math.nan if score is None else score) for overrides, score in told if plan.space.keys() <= overrides.keys()]
     seen = [{key: overrides[key] for key in plan.space} for overrides, _ in told]
     arms = [arm for arm in design.suggest(plan.count, plan.space, told, study.metrics[study.metric], seed=number) if arm not in seen]

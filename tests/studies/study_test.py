@@ -427,6 +427,7 @@ def test_a_search_asks_for_more_arms_by_the_scores_of_those_before(ready_of, tmp
     return [{PEAK: 1e-3}, {PEAK: told[0][0][PEAK] / 2 ** (1 + seed)}]  # the first is one that has been tried
 
   monkeypatch.setattr(stages.design, "suggest", suggest)
+  monkeypatch.setattr(stages.design, "sampler_library", lambda: None)
   batches, said = [], []
   study = Study("?", ready_of().study.base, [{PEAK: 1e-3}, {PEAK: 4e-3}], common={WIDTH: 16}, seeds=2, steps=2, search=Search({PEAK: LogUniform(1e-4, 1e-2)}, rounds=2, count=2))
   make = lambda study: Ready(study, str(tmp_path), quiet)
@@ -437,6 +438,10 @@ def test_a_search_asks_for_more_arms_by_the_scores_of_those_before(ready_of, tmp
   record = json.loads(pathlib.Path(tmp_path, "study.json").read_text())
   assert [arm["name"] for arm in record["arms"]] == ["peak=0.001", "peak=0.004", "peak=0.0005", "peak=0.00025"] and record["search"]["rounds"] == 2
   writing.write(str(tmp_path))
+  monkeypatch.undo()
+  monkeypatch.setitem(sys.modules, "optuna", None)
+  with pytest.raises(UserError, match=r"pip install -e '\.\[search\]'"):  # before anything is made ready
+    stages.search(None, study, start)
   assert "suggested by Optuna's TPE" in pathlib.Path(tmp_path, "report.md").read_text()
 
 
