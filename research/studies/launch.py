@@ -45,11 +45,18 @@ class Outcome(NamedTuple):
   pending: bool = False  # the runs have been handed on, to end some time later
 
 
+class Share(NamedTuple):
+  """What one of the runs at a time has of this machine."""
+
+  environment: dict[str, str]
+  cores: frozenset[int] = frozenset()  # none: all
+
+
 class Child(NamedTuple):
   runs: tuple[Run, ...]  # several where they are one program
   what: str
   process: subprocess.Popen
-  devices: dict[str, str]
+  share: Share
   log: str
   start: int  # of its part of the log
   began: float
@@ -98,7 +105,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
       while True:
         for child in [child for child in children if child.process.poll() is not None]:
           children.remove(child)
-          free.append(child.devices)
+          free.append(child.share)
           states |= {run.address: _ended(child, run, root, told is not None, board) for run in child.runs}
         if stop.signal is not None and told is None:
           told = stop.signal
@@ -177,7 +184,7 @@ def _last_step(run: Run, root: str) -> int:
   return max((int(name) for name in os.listdir(folder) if name.isdigit()), default=-1) if os.path.isdir(folder) else -1
 
 
-def _start(runs: Sequence[Run], task: Todo, root: str, devices: dict[str, str], board: Board) -> Child:
+def _start(runs: Sequence[Run], task: Todo, root: str, share: Share, board: Board) -> Child:
   for run in runs:
     make_folder(run, root)
   first, words = runs[0], task.words
@@ -188,15 +195,18 @@ def _start(runs: Sequence[Run], task: Todo, root: str, devices: dict[str, str], 
     with open(stem + ".txt", "w", encoding="utf-8") as file:
       file.writelines(run.command(root) + "\n" for run in runs)
     path, words, which = stem + ".log", ["research.together", stem + ".txt"], f"{len(runs)} runs in one program ({'; '.join(map(str, runs))}) · {stem}.txt"
-  environment = {**os.environ, **devices, "PYTHONUNBUFFERED": "1"}  # the log of a run that is killed is whole
+  environment = {**os.environ, **share.environment, "PYTHONUNBUFFERED": "1"}  # the log of a run that is killed is whole
   environment.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(os.path.abspath(root), "compilation_cache"))  # runs that differ in seeds are one program
   with open(path, "a", encoding="utf-8") as log:
     start = log.tell()
     # A session of its own: Ctrl-C reaches the sweep alone, which then tells each run once.
     process = subprocess.Popen([sys.executable, "-m", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment,
                                start_new_session=True)  # fmt: skip
+  if share.cores:
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+      os.sched_setaffinity(process.pid, share.cores)
   board.say(f"start  {which}")
-  return Child(tuple(runs), task.what, process, devices, path, start, time.monotonic())
+  return Child(tuple(runs), task.what, process, share, path, start, time.monotonic())
 
 
 def _ended(child: Child, run: Run, root: str, stopping: bool, board: Board) -> str:
@@ -226,20 +236,28 @@ def tail(path: str, start: int) -> str:
   return "\n".join(f"  | {line}" for line in lines[-SHOWN:]) or "  | (it is empty)"
 
 
-def shares(parallel: int) -> list[dict[str, str]]:
-  """For each of the runs at a time the environment that gives it its share of this machine's GPUs; where there are none, nothing.
+def shares(parallel: int) -> list[Share]:
+  """For each of the runs at a time its share of this machine's GPUs; where there are none, of its CPU cores: small models use few well.
 
   Raises:
-    UserError: they cannot be shared evenly.
+    UserError: the GPUs cannot be shared evenly.
   """
+  if parallel == 1:
+    return [Share({})]
   if os.environ.get("JAX_PLATFORMS") == "cpu":
-    return [{} for _ in range(parallel)]
+    return _cores(parallel)
   gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
   if not gpus and "CUDA_VISIBLE_DEVICES" not in os.environ and shutil.which("nvidia-smi"):
     gpus = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False).stdout.split()
-  if not gpus or parallel == 1:
-    return [{} for _ in range(parallel)]
+  if not gpus:
+    return _cores(parallel)
   if len(gpus) % parallel:
     raise UserError(f"--parallel={parallel}: {len(gpus)} GPUs cannot be shared evenly by so many runs; take a divisor of {len(gpus)}.")
   share = len(gpus) // parallel
-  return [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])} for i in range(parallel)]
+  return [Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])}) for i in range(parallel)]
+
+
+def _cores(parallel: int) -> list[Share]:
+  """The cores that this process may use, dealt out; where there are fewer than runs at a time, or the system cannot tell, all to all."""
+  cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_setaffinity") else []
+  return [Share({}, frozenset(cores[i::parallel] if len(cores) >= parallel else ())) for i in range(parallel)]

@@ -235,11 +235,28 @@ def test_evaluations_follow_the_training_once(stage):
 def test_runs_share_the_gpus_of_a_machine_evenly(monkeypatch):
   monkeypatch.setenv("JAX_PLATFORMS", "")
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,5,7")
-  assert launch.shares(2) == [{"CUDA_VISIBLE_DEVICES": "2,3"}, {"CUDA_VISIBLE_DEVICES": "5,7"}] and launch.shares(1) == [{}]
+  assert launch.shares(2) == [launch.Share({"CUDA_VISIBLE_DEVICES": "2,3"}), launch.Share({"CUDA_VISIBLE_DEVICES": "5,7"})] and launch.shares(1) == [launch.Share({})]
   with pytest.raises(UserError, match="--parallel=3: 4 GPUs"):
     launch.shares(3)
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-  assert launch.shares(3) == [{}, {}, {}]
+  monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 2, 3, 5, 8})
+  assert [share.cores for share in launch.shares(2)] == [{1, 3, 8}, {2, 5}] and [share.cores for share in launch.shares(6)] == [set()] * 6
+
+
+def test_each_of_the_runs_at_a_time_stays_on_its_cores(stage, monkeypatch):
+  cores = sorted(os.sched_getaffinity(0))
+  if len(cores) < 2:
+    pytest.skip("the machine has one core")
+  stage.do({1: "r", 2: "w"})
+  seen, setting = [], os.sched_setaffinity
+
+  def watched(process, share):
+    setting(process, share)
+    seen.append(os.sched_getaffinity(process))
+
+  monkeypatch.setattr(os, "sched_setaffinity", watched)
+  outcome, _ = local(stage, some(1, 2), parallel=2)
+  assert set(outcome.states.values()) == {DONE} and sorted(map(min, seen)) == cores[:2] and seen[0].isdisjoint(seen[1])
 
 
 def test_the_table_has_a_row_for_each_arm_and_a_column_for_each_block(stage):
