@@ -249,15 +249,16 @@ def _csv(results: Results, scores: Sequence[Scores]) -> str:
 def _environment(results: Results) -> list[Block]:
   """What hangs on the machine and the day."""
   runs = [run for run in (*results.runs, *results.tuning) if run.summary]
-  head = ["run", "arm", "block", "device", "mesh", "wall seconds", "first step after", "tokens/s", "MFU", "goodput"]
+  head = ["run", "arm", "block", "device", "mesh", "wall seconds", "first step after", "tokens/s", "MFU", "goodput", "energy, kJ"]
   number = lambda value, form: "–" if value is None else format(value, form)
   rows = []
   for run in runs:
     s = run.summary
     device, mesh = s.get("device", {}), " ".join(f"{axis}={size}" for axis, size in s.get("mesh", {}).items() if size > 1) or "one device"
     rows.append([f"`{run.folder}`", f"`{run.arm}`", str(run.block), f"{device.get('count', '–')} × {device.get('kind', '–')}", mesh, number(s.get("wall_seconds"), ",.1f"),
-                 number(s.get("first_step_seconds"), ".1f"), number(s.get("tokens_per_second"), ",.0f"), number(s.get("mfu"), ".1%"), number(s.get("goodput"), ".1%")])  # fmt: skip
+                 number(s.get("first_step_seconds"), ".1f"), number(s.get("tokens_per_second"), ",.0f"), number(s.get("mfu"), ".1%"), number(s.get("goodput"), ".1%"),
+                 " ".join(f"{kind} {joules / 1000:,.1f}" for kind, joules in (s.get("energy_joules") or {}).items()) or "–"])  # fmt: skip
   total = sum(run.summary.get("wall_seconds") or 0.0 for run in runs)
   made = ", ".join([f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in ("numpy", "scipy", "matplotlib"))])
   return [Heading(f"{results.study['name']}: times and machines", 1), Text(f"{len(runs)} runs took {total:,.0f} s in all. This page is no part of what a second writing of the report reproduces."),
-          Table(head, rows, 5), Text(f"Report written with {made} on {platform.system()} {platform.machine()}.")]  # fmt: skip
+          Table(head, rows, 5, "Energy: by the machine's own counters, of CPU packages and GPUs with all that ran on them; – where none can be read."), Text(f"Report written with {made} on {platform.system()} {platform.machine()}.")]  # fmt: skip

@@ -14,7 +14,7 @@ from research.core.trees import size
 from research.core.types import Mean
 from research.objectives.base import tokens_of_row
 from research.parallel import mesh as meshes
-from research.training import monitor, watch
+from research.training import energy, monitor, watch
 from research.training.alarms import Alarms
 from research.training.restore import TOKENIZER
 
@@ -53,7 +53,7 @@ class Book:
   """The folder of one run from the first step of this process to its last. Of several processes only the first writes."""
 
   def __init__(self, run: Run, config: Any, workdir: str, rows: Rows, start: int, meta: Mapping[str, Any] | None, began: float, clock: watch.Watch,
-               say: Callable[[str], None], leads: bool = True, bar: bool = True):  # fmt: skip
+               say: Callable[[str], None], leads: bool = True, bar: bool = True, share: float = 1.0):  # fmt: skip
     """
     Args:
       config: the resolved ConfigDict.
@@ -62,12 +62,14 @@ class Book:
       began: when this process did, by time.perf_counter().
       clock: counts the seconds of each part of the work.
       bar: on a terminal a progress bar takes the place of lines.
+      share: of the process's energy that is this run's.
     """
     self._run, self._config, self._workdir, self._rows, self._clock = run, config, workdir, rows, clock
     self._began = began - (0.0 if meta is None else meta["wall_seconds"])
     self._board = monitor.Monitor(workdir, run.cfg.log, run.cfg.steps, start, say, bar) if leads else monitor.Mute()
     self._alarms = Alarms(rows.baseline, rows.scores.get("loss"))
     self._skips: list[int] = []
+    self._meter, self._share, self._used = energy.Meter(), share, {} if meta is None else meta.get("energy_joules") or {}
 
   def train(self, step: int, metrics: Mapping[str, Any], steps_per_second: float | None, work: float, peak: float) -> None:
     """A line of training metrics, which are on the host.
@@ -81,6 +83,7 @@ class Book:
       UserError: a long streak of updates was skipped.
     """
     cfg, every = self._run.cfg, self._run.cfg.log.every
+    self._meter.joules()  # often enough that no counter goes round unseen
     values = {name: float(m.value() if isinstance(m, Mean) else m) for name, m in metrics.items()}
     if steps_per_second is not None:
       tokens = tokens_of_row(self._run.objective, cfg.data.length)
@@ -107,7 +110,13 @@ class Book:
     prepared = self._run.prepared
     return {"step": step, "config": json.loads(configs.record(self._config)), "config_hash": configs.digest(self._config), "data_hash": prepared.digest,
             "tokenizer": prepared.tokenizer.digest, "labels": list(getattr(prepared, "labels", ())), "batch_size": self._run.cfg.batch_size,
-            "wall_seconds": time.perf_counter() - self._began, "seconds": self._clock.seconds()}  # fmt: skip
+            "wall_seconds": time.perf_counter() - self._began, "seconds": self._clock.seconds(),
+            "energy_joules": self._energy()}  # fmt: skip
+
+  def _energy(self) -> dict[str, float] | None:
+    """Of the process that leads, over all restarts from their checkpoints; None: no counter can be read."""
+    now = self._meter.joules()
+    return {kind: self._used.get(kind, 0.0) + self._share * now.get(kind, 0.0) for kind in {**self._used, **now}} or None
 
   def close(self) -> None:
     """No more lines come."""
@@ -123,7 +132,7 @@ class Book:
     rows, seconds = self._rows, self._clock.seconds()
     summary = _summary(self._run, self._config, self._workdir, step, work)
     summary |= {"wall_seconds": time.perf_counter() - self._began, "first_step_seconds": first_step, "baseline": rows.baseline, "skipped": skipped, "stopped_by": stopped_by}
-    summary |= {"goodput": watch.goodput(seconds), "seconds": seconds}
+    summary |= {"goodput": watch.goodput(seconds), "seconds": seconds, "energy_joules": self._energy()}
     summary |= {**({"cut": rows.cut} if rows.cut else {}), **({"alarms": self._alarms.said} if self._alarms.said else {})}
     summary |= {rows.baseline: rows.scores} if rows.baseline else {}
     path = os.path.join(self._workdir, SUMMARY)

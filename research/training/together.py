@@ -135,7 +135,8 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   rows = [books.rows_of(each) for each in streams]
   batch_of = lambda k: tuple(meshes.put(stream.batch(each.train, k, cfg.batch_size), run.mesh) for each in rows)
   few, quiet = len(members) <= FEW, lambda line: None
-  kept = [books.Book(m.run, m.config, m.workdir, rows[m.stream], start, m.meta, started, clock, tell if few else quiet, bar=False) for m, tell in zip(members, said)]
+  kept = [books.Book(m.run, m.config, m.workdir, rows[m.stream], start, m.meta, started, clock, tell if few else quiet, bar=False, share=1 / len(members))
+          for m, tell in zip(members, said)]  # fmt: skip
   failed: dict[int, str] = {}
   values = {key: jnp.asarray([_number(m.run.cfg, key) for m in members], float) for key in _differing(typed)}
   which = jnp.asarray([m.stream for m in members])

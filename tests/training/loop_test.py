@@ -24,7 +24,7 @@ from research.data import text
 from research.evals import loss as loss_eval
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
-from research.training import book, loop, planning
+from research.training import book, energy, loop, planning
 from research.training.checkpoint import Checkpoints
 from research.training.restore import restore
 from tests import resume_under_kill as interruptions
@@ -100,6 +100,18 @@ def copy(whole, tmp_path, keep=None):
 
 
 # --- what a run leaves -------------------------------------------------------------------------------------------------------
+
+
+def test_energy_is_summed_over_restarts(data, tmp_path, monkeypatch):
+  now = iter(range(0, 10_000, 10))
+  monkeypatch.setattr(energy, "find", lambda: [energy.Counter("cpu", lambda: float(next(now)), math.inf)])
+  config = experiment(data, "causal_lm")
+  first = loop.train(config, str(tmp_path), quiet, until=6)["energy_joules"]["cpu"]
+  assert Checkpoints(str(tmp_path)).meta()["energy_joules"]["cpu"] == first - 10 > 0  # the summary asks once more
+  monkeypatch.setattr(energy, "find", lambda: [energy.Counter("cpu", lambda: 7.0, math.inf)])
+  assert loop.train(config, str(tmp_path), quiet)["energy_joules"] == {"cpu": first - 10}
+  monkeypatch.setattr(energy, "find", list)
+  assert loop.train(experiment(data, "causal_lm"), str(tmp_path / "other"), quiet, until=2)["energy_joules"] is None
 
 
 def test_what_a_run_leaves_behind(whole, data):
