@@ -41,7 +41,7 @@ def sweep(ready: Ready, start: Start, say: Say = print, write: bool = True) -> i
   Returns:
     an exit status: 0 all runs are done or handed on, 1 some have failed, 128 + the signal that stopped the sweep.
   """
-  return _sweep(ready, start, say, write).status
+  return _Sweep(ready, start, say, write).run().status
 
 
 def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say = print, write: bool = True) -> int:
@@ -54,7 +54,7 @@ def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say 
   plan = study.search
   for number in range(plan.rounds + 1):
     ready = make(study)
-    ended = _sweep(ready, start, say, write)
+    ended = _Sweep(ready, start, say, write).run()
     if ended.stopped or number == plan.rounds:
       return ended.status
     told = [(arm.overrides, _mean([measured(run, ready.root, study.metric) for run in ended.runs if run.arm == arm.name])) for arm in ready.arms]
@@ -69,59 +69,76 @@ def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say 
   raise AssertionError
 
 
-def _sweep(ready: Ready, start: Start, say: Say, write: bool) -> Ended:
-  study, root = ready.study, ready.root
-  chosen: dict[str, Any] = {}
-  given_up: list[str] = []
-  tuning: list[Run] = []
-  ends: dict[str, int] = {}  # address of a run that halving ends early -> its last step
+class _Sweep:
+  """A sweep under way: what it has decided, and what of that stands in study.json."""
 
-  def keep(more: Mapping[str, Any] = {}) -> None:  # noqa: B006  read only
-    if write:
-      save(ready, {**chosen, **more}, tuning, ends)
+  def __init__(self, ready: Ready, start: Start, say: Say, write: bool):
+    self._ready, self._study, self._root, self._start, self._say, self._write = ready, ready.study, ready.root, start, say, write
+    self._chosen: dict[str, Any] = {}  # arm -> the value it is tuned to
+    self._tuning: list[Run] = []
+    self._ends: dict[str, int] = {}  # address of a run that halving ends early -> its last step
 
-  while stage := ready.tuning_runs(chosen, given_up):
-    names = list(dict.fromkeys(run.arm for run in stage))
-    tuning += stage
-    if study.tuning.halving or len(choose(study, stage, root)) < len(names):
-      say(f"tuning: {study.tuning_rule}")
-    last, outcome = stage, None
-    found: dict[str, Any] = {}
+  def run(self) -> Ended:
+    ready, study = self._ready, self._study
+    given_up: list[str] = []
+    while stage := ready.tuning_runs(self._chosen, given_up):
+      self._tuning += stage
+      found, outcome = self._tuned(stage)
+      if outcome is not None and (outcome.signal or outcome.pending):
+        return Ended(closing(outcome, self._say, "tuning runs", self._write), True)
+      self._chosen |= found
+      names = list(dict.fromkeys(run.arm for run in stage))
+      for name in names:
+        self._tell(name, found)
+      given_up += [name for name in names if name not in found]
+    self._keep()
+    runs = ready.runs(self._chosen)
+    if study.halving:
+      groups = {"": {name: [run for run in runs if run.arm == name] for name in dict.fromkeys(run.arm for run in runs)}}
+      alive, early, outcome = halve(groups, study.halving, study.metric, study.metrics[study.metric], self._root, self._start, self._say, [study.baseline or ready.arms[0].name])
+      self._ends |= early
+      self._keep()
+      if outcome is not None:
+        return Ended(closing(outcome, self._say, "runs", self._write), True)
+      runs = [run for run in runs if run.arm in alive[""]]
+    outcome = self._start(runs)
+    status = closing(outcome, self._say, "runs", self._write)
+    return Ended(status or int(bool(given_up)), bool(outcome.signal or outcome.pending), runs)
+
+  def _tuned(self, stage: Sequence[Run]) -> tuple[dict[str, Any], Outcome | None]:
+    """Brings tuning runs as far as it takes to choose: arm -> its value, and the outcome of what was started last."""
+    study, root = self._study, self._root
+    last, found, outcome = list(stage), {}, None
     if study.tuning.halving:
-      keep()
-      groups = {name: {value: [run for run in stage if (run.arm, run.tuned) == (name, value)] for value in study.tuning.values} for name in names}
-      alive, early, outcome = halve(groups, study.tuning.halving, study.tuning_metric, study.tuning_better, root, start, say)
-      sources = {arm.after for arm in ready.arms}  # others start from these, so they are trained to their end
+      self._say(f"tuning: {study.tuning_rule}")
+      self._keep()
+      groups: dict[Hashable, dict[Any, list[Run]]] = {}
+      for run in stage:
+        groups.setdefault(run.arm, {}).setdefault(run.tuned, []).append(run)
+      alive, early, outcome = halve(groups, study.tuning.halving, study.tuning_metric, study.tuning_better, root, self._start, self._say)
+      if outcome is not None:
+        return {}, outcome
+      sources = {arm.after for arm in self._ready.arms}  # others start from these, so they are trained to their end
       found = {name: next(iter(values)) for name, values in alive.items() if len(values) == 1}
       last = [run for name, values in alive.items() if len(values) > 1 or name in sources for runs in values.values() for run in runs]
-      ends |= {address: step for address, step in early.items() if address not in {run.address for run in last}}
-    found |= choose(study, last, root)
-    if outcome is None and any(measured(run, root, study.tuning_metric) is None for run in last):
-      keep(found)
-      outcome = start(last)
-      found |= choose(study, last, root, all_ended=True)
-    if outcome is not None and (outcome.signal or outcome.pending):
-      return Ended(closing(outcome, say, "tuning runs", write), True)
-    chosen |= found
-    for name in names:
-      said = f"tuned to {study.tuning.key}={shown(found[name])}" if name in found else f"could not be tuned, for no value gave a {study.tuning_metric}; it is left out"
-      numbers = len(study.tuning.values) > 2 and all(isinstance(value, (int, float)) for value in study.tuning.values)
-      edge = numbers and found.get(name) in (min(study.tuning.values), max(study.tuning.values))
-      say(f"{name}: {said}" + (", at the edge of the values that were tried: a better one may lie beyond" if edge else ""))
-    given_up += [name for name in names if name not in found]
-  keep()
-  runs = ready.runs(chosen)
-  if study.halving:
-    groups = {"": {arm.name: [run for run in runs if run.arm == arm.name] for arm in ready.arms if any(run.arm == arm.name for run in runs)}}
-    alive, early, outcome = halve(groups, study.halving, study.metric, study.metrics[study.metric], root, start, say, [study.baseline or ready.arms[0].name])
-    ends |= early
-    keep()
-    if outcome is not None:
-      return Ended(closing(outcome, say, "runs", write), True)
-    runs = [run for run in runs if run.arm in alive[""]]
-  outcome = start(runs)
-  status = closing(outcome, say, "runs", write) or int(any(arm.name not in chosen for arm in ready.arms) if study.tuning else False)
-  return Ended(status, bool(outcome.signal or outcome.pending), runs)
+      self._ends |= {address: step for address, step in early.items() if address not in {run.address for run in last}}
+    if any(measured(run, root, study.tuning_metric) is None for run in last):
+      if not study.tuning.halving:
+        self._say(f"tuning: {study.tuning_rule}")
+      self._keep(found | choose(study, last, root))
+      outcome = self._start(last)
+    return found | choose(study, last, root, all_ended=True), outcome
+
+  def _tell(self, name: str, found: Mapping[str, Any]) -> None:
+    tuning = self._study.tuning
+    said = f"tuned to {tuning.key}={shown(found[name])}" if name in found else f"could not be tuned, for no value gave a {self._study.tuning_metric}; it is left out"
+    numbers = len(tuning.values) > 2 and all(isinstance(value, (int, float)) for value in tuning.values)
+    edge = numbers and found.get(name) in (min(tuning.values), max(tuning.values))
+    self._say(f"{name}: {said}" + (", at the edge of the values that were tried: a better one may lie beyond" if edge else ""))
+
+  def _keep(self, more: Mapping[str, Any] = {}) -> None:  # noqa: B006  read only
+    if self._write:
+      save(self._ready, {**self._chosen, **more}, self._tuning, self._ends)
 
 
 def halve(groups: Mapping[Hashable, Mapping[Any, Sequence[Run]]], plan: Halving, metric: str, better: str, root: str, start: Start, say: Say,

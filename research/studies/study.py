@@ -47,7 +47,7 @@ BUDGETS = ("steps", "tokens", "flops")
 BETTER = ("lower", "higher")
 WARMUP = "optimizer.schedule.warmup"
 EVAL_FLAGS = ("data", "pairs", "step", "batch_size")  # of research.evaluate, for one evaluation
-SOURCES = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "tokens_per_second", "mfu", "wall_seconds", "skipped", "goodput", "seconds",
+SOURCES = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "tokens_per_second", "mfu", "wall_seconds", "skipped", "goodput", "seconds", "energy_joules",
            "evaluations")  # fmt: skip  where a metric may be found: in summary.json, or in evaluations.json
 
 
