@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Of an evaluation whose scores have such intervals."""
+
+  batch_size: int = 32  # rows at a time; no score depends on it
+  resamples: int = 1000
 
 
 def draws(count: int, resamples: int, seed: int = 0) -> np.ndarray:

@@ -7,7 +7,6 @@ Of numbers: Pearson's and Spearman's correlation. All × 100, as GLUE reports th
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -21,10 +20,8 @@ from research.objectives.base import Objective
 Scores = dict[str, dict[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # rows at a time; the scores do not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
+  """As there."""
 
 
 def make(cfg: Config, objective: Objective):

@@ -6,7 +6,6 @@ with: the scores are then called `pseudo_loss` and `pseudo_perplexity`, and ther
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 
@@ -20,10 +19,8 @@ from research.evals import bootstrap
 from research.objectives.base import Objective
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # rows at a time; the score does not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
+  """As there."""
 
 
 def make(cfg: Config, objective: Objective, vocab: Vocab):

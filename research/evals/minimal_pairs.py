@@ -9,7 +9,6 @@ masked one (Salazar et al. 2020). Each sentence stands alone between the tokens 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gzip
 import io
@@ -35,10 +34,8 @@ ENDINGS = (".jsonl", ".jsonl.gz")
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # sentences at a time; the score does not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
+  """As there."""
 
 
 class Pair(NamedTuple):

@@ -29,9 +29,7 @@ STEPS = 500  # of L-BFGS, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # rows at a time; the score does not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
   seed: int = 0  # of the division of the records
 
 

@@ -6,8 +6,6 @@ The interval is a bootstrap over rows; `chance` is what a random order would fin
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from research.core.errors import UserError
@@ -19,10 +17,8 @@ from research.objectives.base import Objective
 KS = (1, 5, 10)
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # rows at a time; the scores do not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
+  """As there."""
 
 
 def make(cfg: Config, objective: Objective):

@@ -7,7 +7,6 @@ cosine and score, which nothing promises. The interval is a bootstrap over pairs
 from __future__ import annotations
 
 import csv
-import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,8 @@ from research.evals import bootstrap, text_vectors
 from research.model.inputs import EMBEDDING
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # rows at a time; the score does not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
+  """As there."""
 
 
 class Pair(NamedTuple):

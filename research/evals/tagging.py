@@ -8,7 +8,6 @@ off are not counted, and the settings say of how many records. The interval is a
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -22,10 +21,8 @@ from research.objectives.base import Objective
 Entity = tuple[str, int, int]  # type, first word, last word
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  batch_size: int = 32  # rows at a time; the scores do not depend on it
-  resamples: int = 1000  # of the bootstrap
+class Config(bootstrap.Settings):
+  """As there."""
 
 
 def make(cfg: Config, objective: Objective, labels: Sequence[str]):

@@ -11,7 +11,13 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+def shown(value: Any) -> str:
+  """A value of a config as a person writes it."""
+  value = value.item() if hasattr(value, "item") else value  # of numpy
+  return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 class Heading(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from research.studies import analysis, design, figures
 from research.studies.analysis import Comparison, Interval
-from research.studies.document import Block, Figure, Heading, Items, Table, Text, amount, fixed, probability, range_of
+from research.studies.document import Block, Figure, Heading, Items, Table, Text, amount, fixed, probability, range_of, shown
 from research.studies.results import Results
 
 ALPHA = 1 - analysis.LEVEL
@@ -35,10 +35,6 @@ def scores_of(results: Results, metric: str, better: str) -> Scores:
   deviations = [c.deviation for c in compared if c is not None and c.deviation > 0] or [row.std(ddof=1) for row in finite if len(row) > 1 and np.ptp(row) > 0]
   size = np.median(deviations) if deviations else np.abs(np.concatenate(finite)).max(initial=0.0) / 100 or 1.0
   return Scores(metric, better, values, compared, int(np.clip(1 - math.floor(math.log10(size)), 0, 6)))
-
-
-def shown(value: Any) -> str:
-  return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def picture(results: Results, name: str) -> str:

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from research.studies import design
 from research.studies.board import DONE, FAILED
+from research.studies.document import shown
 from research.studies.launch import Outcome
 from research.studies.results import STUDY
 from research.studies.runs import Ready, Run, choose, measured
-from research.studies.study import Halving, Study, shown
+from research.studies.study import Halving, Study
 
 Start = Callable[[Sequence[Run]], Outcome]  # runs what is not done of a list, or hands it on
 Say = Callable[[str], None]

@@ -39,6 +39,7 @@ from research.core.config import NAME, is_config, leaves, members
 from research.core.errors import UserError, nearest
 from research.core.overrides import called, flag, load, split
 from research.studies.design import Space
+from research.studies.document import shown
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -248,12 +249,6 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
   last = lambda key, count: ".".join(key.split(".")[-count:])
   counts = range(1, 1 + max((key.count(".") + 1 for key in keys), default=0))
   return {key: next(last(key, n) for n in counts if sum(last(other, n) == last(key, n) for other in keys) == 1) for key in keys}
-
-
-def shown(value: Any) -> str:
-  """A value as a person writes it."""
-  value = value.item() if hasattr(value, "item") else value
-  return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def resolved(study: Study, arm: Arm, changes: Mapping[str, Any] = {}) -> tuple[dict[str, Any], "ConfigDict"]:  # noqa: B006  read only

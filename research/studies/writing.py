@@ -19,7 +19,7 @@ import numpy as np
 
 from research.core import config as configs
 from research.studies import document, figures, findings
-from research.studies.document import Block, Code, Figure, Fold, Heading, Items, Table, Text, amount, fixed
+from research.studies.document import Block, Code, Figure, Fold, Heading, Items, Table, Text, amount, fixed, shown
 from research.studies.findings import Scores
 from research.studies.results import Results, Run, read
 from research.training import monitor
@@ -125,10 +125,10 @@ def _tuning(results: Results) -> list[Block]:
   rows, edges = [], []
   for arm in results.arms:
     chosen = tuning["chosen"].get(arm)
-    rows.append([f"`{arm}`", "–" if chosen is None else findings.shown(chosen), *(_mean(tried.get((arm, repr(value)), []), tuning["metric"]) for value in values)])
+    rows.append([f"`{arm}`", "–" if chosen is None else shown(chosen), *(_mean(tried.get((arm, repr(value)), []), tuning["metric"]) for value in values)])
     if chosen is not None and len(values) > 1 and all(isinstance(value, (int, float)) for value in values) and chosen in (min(values), max(values)):
       edges.append(f"`{arm}`")
-  blocks.append(Table(["arm", f"chosen {tuning['key']}", *map(findings.shown, values)], rows, 1, f"Under each value: mean {tuning['metric']} over the blocks of tuning ({', '.join(map(str, tuning['blocks']))})."))
+  blocks.append(Table(["arm", f"chosen {tuning['key']}", *map(shown, values)], rows, 1, f"Under each value: mean {tuning['metric']} over the blocks of tuning ({', '.join(map(str, tuning['blocks']))})."))
   if tuning.get("halving"):
     blocks.append(Text("A score with a step is that of a value which halving ended there, worse than the others at that step or the last one left."))
   if edges:
@@ -197,7 +197,7 @@ def _marked(results: Results, scores: Scores, arms: Sequence[str]) -> set[str]:
 
 def _runs(results: Results) -> list[Block]:
   kinds = [("", results.runs), ("tuning", results.tuning)]
-  rows = [[f"`{run.arm}`", f"{run.block}" + (f" (tuning, {findings.shown(run.plan.get('value'))})" if kind else ""), run.state, f"`{run.folder}`" if run.folder else "–", run.note]
+  rows = [[f"`{run.arm}`", f"{run.block}" + (f" (tuning, {shown(run.plan.get('value'))})" if kind else ""), run.state, f"`{run.folder}`" if run.folder else "–", run.note]
           for kind, runs in kinds for run in runs if run.state != "done"]  # fmt: skip
   alarms = [f"`{run.arm}`, block {run.block} (`{run.folder}`): {text}" for _, runs in kinds for run in runs for text in run.summary.get("alarms", {}).values()]
   skipped = [f"`{run.arm}`, block {run.block} (`{run.folder}`): {run.summary['skipped']} updates were skipped" for _, runs in kinds for run in runs if run.summary.get("skipped")]
@@ -241,8 +241,8 @@ def _csv(results: Results, scores: Sequence[Scores]) -> str:
     values = [repr(score) if math.isfinite(score := run.score(s.metric)) else "" for s in scores]
     known = [run.summary.get(key) or run.plan.get(key) or "" for key in ("config_hash", "data_hash", "code", "version")]
     tuned = "value" in run.plan
-    out.writerow([run.arm, run.block, "tuning" if tuned else "comparison", findings.shown(run.plan["value"]) if tuned else "", run.state,
-                  *(findings.shown(results.arm(run.arm)["levels"].get(key, "")) for key in levels), *values, *(run.summary.get(key, "") for key in numbers), *known, run.folder])  # fmt: skip
+    out.writerow([run.arm, run.block, "tuning" if tuned else "comparison", shown(run.plan["value"]) if tuned else "", run.state,
+                  *(shown(results.arm(run.arm)["levels"].get(key, "")) for key in levels), *values, *(run.summary.get(key, "") for key in numbers), *known, run.folder])  # fmt: skip
   return file.getvalue()
 
 
