@@ -107,8 +107,9 @@ def slurm(runs: Sequence[Run], root: str, say: Callable[[str], None], name: str,
 
 def _absolute(run: Run, root: str) -> list[str]:
   """The arguments of a run, with paths that do not depend on where it starts."""
+  full = lambda word, flag: flag + os.path.abspath(word.removeprefix(flag)) if word.startswith(flag) else word
   config, *rest = run.arguments(root)
-  return [f"--config={os.path.abspath(config.removeprefix('--config='))}", *rest]
+  return [full(config, "--config="), *(full(word, "--config.init_from=") for word in rest)]
 
 
 def gke(runs: Sequence[Run], root: str, say: Callable[[str], None], name: str, flags: Sequence[str], dry_run: bool) -> Outcome:

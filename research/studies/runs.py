@@ -192,11 +192,11 @@ class Ready:
       UserError: it is one of another study, which lacks it or has not trained it to its end.
     """
     if (other := elsewhere(after)) is None:
-      return os.path.join(os.path.abspath(self.root), RUNS, self.run(after, block, chosen).address)
+      return os.path.join(self.root, RUNS, self.run(after, block, chosen).address)
     found = next((run for run in results.read(other[0]).runs if (run.arm, run.block) == (other[1], block)), None)
     if found is None or not found.ended:
       raise UserError(f"after '{after}': the study in '{other[0]}' has no run of arm '{other[1]}' and block {block} that has ended: sweep it first.")
-    return os.path.join(os.path.abspath(other[0]), found.folder)
+    return os.path.join(other[0], found.folder)
 
   def runs(self, chosen: Mapping[str, Any] = {}) -> list[Run]:  # noqa: B006  read only
     """All runs of the comparison, block by block. With tuning, those of the arms in `chosen` alone."""

@@ -183,7 +183,7 @@ class Study:
     where = f"block {blocks[0]}" if len(blocks) == 1 else f"blocks {', '.join(map(str, blocks))}"
     rule = f"{self.tuning.key} of each arm is the one of {values} with the {self.tuning_better.replace('er', 'est')} mean {self.tuning_metric} over {where}, {apart}"
     halving = self.tuning.halving
-    return rule + (f"; by successive halving: at the end of each of {halving.rungs - 1} rungs the best 1/{halving.eta} of them go on" if halving else "")
+    return rule + (f"; by successive halving in {halving.rungs} rungs, at whose ends the best 1/{halving.eta} of them go on" if halving else "")
 
 
 class Arm(NamedTuple):

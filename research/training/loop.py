@@ -166,7 +166,8 @@ def check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str]
     if key == "batch_size":
       raise UserError(f"'{workdir}' was trained with {line.replace(':', '')}: another batch size is another stream of batches; "
                       "keep it, or start a new workdir (with init_from to keep the weights).")  # fmt: skip
-    if not key.startswith(experiment.RESUMABLE):
+    moved = key == "init_from" and None not in (old.init_from, config.init_from) and os.path.realpath(old.init_from) == os.path.realpath(config.init_from)
+    if not key.startswith(experiment.RESUMABLE) and not moved:
       raise UserError(f"'{workdir}' holds a run with another config ({line}): resume it unchanged, or start a new workdir.")
   if changes:
     say("resuming with changes: " + "; ".join(changes))

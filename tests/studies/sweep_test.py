@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import json
@@ -432,6 +433,8 @@ def test_slurm_gets_one_array_and_a_job_that_waits_is_not_submitted_again(nasty,
                            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)}).stdout  # fmt: skip
     config, *rest = run.arguments(str(tmp_path / "out"))
     assert shown.split("\0")[:-1] == [f"--config={tmp_path / 'configs' / 'x.py'}", *rest]
+  tuned = dataclasses.replace(nasty[0], overrides={"init_from": "out/runs/a"})
+  assert f"--config.init_from={tmp_path / 'out/runs/a'}" in clusters._absolute(tuned, "out")  # a job starts in the checkout
   with pytest.raises(UserError, match="slurm.sh: no flag --tiem"):
     clusters.slurm(nasty, "out", print, "x", ["--tiem=1"], 0, dry_run=True)
   assert not os.path.exists("out")

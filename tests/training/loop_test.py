@@ -316,6 +316,16 @@ def test_killed_runs_end_where_an_undisturbed_one_ends(tmp_path):
 # --- starting from another run, averages, profiles ---------------------------------------------------------------------------
 
 
+def test_the_weights_that_a_run_started_from_may_be_named_otherwise_when_it_goes_on(whole, data, tmp_path, monkeypatch):
+  source, workdir, said = copy(whole, tmp_path), str(tmp_path / "run"), []
+  loop.train(experiment(data, "causal_lm", f"init_from={source}"), workdir, quiet, until=2)
+  monkeypatch.chdir(tmp_path)
+  loop.train(experiment(data, "causal_lm", "init_from=copy"), workdir, said.append, until=4)
+  assert any("resumed at step 2" in line for line in said)
+  with pytest.raises(UserError, match="holds a run with another config \\(init_from"):
+    loop.train(experiment(data, "causal_lm", "init_from=other"), workdir, quiet)
+
+
 def test_init_from_takes_the_parameters_and_nothing_else(whole, data, tmp_path):
   workdir, _ = whole("causal_lm")
   saved = dict(named_leaves(Checkpoints(workdir).restore_params()))
