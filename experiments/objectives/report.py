@@ -55,13 +55,13 @@ def main(size: str = "small", folder: str = "runs/objectives") -> None:
   columns = published()
   mean = {name: np.mean([row[name] for row in columns.values()]) for name in ("ngram", "lstm", "txl", "gpt2")}
   likely = [arm for arm in pretraining.arms if cell(pretraining, arm, BLIMP) != "–"]
-  paradigms = [[uid, *(cell(pretraining, arm, f"evaluations.minimal_pairs.{uid}").partition(" ")[0] for arm in likely), *(f"{row[name]:.1f}" for name in mean)] for uid, row in sorted(columns.items())]
+  paradigms = [[uid, *(cell(pretraining, arm, f"evaluations.minimal_pairs.{uid}").partition(" ")[0].rstrip(",") for arm in likely), *(f"{row[name]:.1f}" for name in mean)] for uid, row in sorted(columns.items())]
   text = [
       table(head, rows),
       "Means over seeds with 95 % t intervals; BLiMP: 100 pairs of each of 23 paradigms; `random`: fine-tuned without pretraining. Equal operations of pretraining in all arms; the "
       "contrastive arm has the masked arm's beside its own.",
       "BLiMP by paradigm, beside the columns of Warstadt et al. 2020 (all 1,000 pairs):",
-      table(["paradigm", *likely, "n-gram", "LSTM", "Transformer-XL", "GPT-2"], [["mean", *(cell(pretraining, arm, BLIMP).partition(" ")[0] for arm in likely), *(f"{value:.1f}" for value in mean.values())], *paradigms]),
+      table(["paradigm", *likely, "n-gram", "LSTM", "Transformer-XL", "GPT-2"], [["mean", *(cell(pretraining, arm, BLIMP).partition(" ")[0].rstrip(",") for arm in likely), *(f"{value:.1f}" for value in mean.values())], *paradigms]),
   ]  # fmt: skip
   (HERE / f"results-{size}.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
   print("\n\n".join(text))
