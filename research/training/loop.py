@@ -235,17 +235,17 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     peak, compiled = (0.0, ""), None
     pending: tuple[int, Any] | None = None
-    step, mark, counted = start, time.perf_counter(), 0
+    step, mark, since = start, time.perf_counter(), start + 1  # `since`: the step that was done at `mark`
 
     def report() -> None:
       """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
-      nonlocal pending, mark, counted
+      nonlocal pending, mark, since
       if pending is None:
         return
       at, metrics = pending
       pending, metrics = None, jax.device_get(metrics)
       seconds, mark = time.perf_counter() - mark, time.perf_counter()
-      speed, counted = counted / seconds if counted else None, 0
+      speed, since = (at - since) / seconds if at > since else None, at
       book.train(at, metrics, speed, work, peak[0] * devices)
 
     if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
@@ -260,7 +260,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
       if step in profile and step == profile.start:
         jax.profiler.start_trace(os.path.join(workdir, "profile"))
       state, metrics = compiled(state, batch)
-      step, counted = step + 1, counted + 1
+      step += 1
       clock.beat(step)
       if step == profile.stop and len(profile):
         jax.block_until_ready(state)
@@ -270,7 +270,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
         first_step = time.perf_counter() - started
         peak = throughput.peak(jax.local_devices()[0])
         say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices / 1e9:,.0f} GFLOP/s ({peak[1]})")
-        mark, counted = time.perf_counter(), 0
+        mark = time.perf_counter()
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
         pending = (step, metrics)

@@ -150,17 +150,17 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
     score = jax.jit(functools.partial(_score, loss_eval.make_step(run.apply, run.objective), over))
     peak, compiled = (0.0, ""), None
     pending: tuple[int, Any] | None = None
-    step, mark, counted = start, time.perf_counter(), 0
+    step, mark, since = start, time.perf_counter(), start + 1  # `since`: the step that was done at `mark`
 
     def report() -> None:
       """Writes the metrics of the step before, of every run."""
-      nonlocal pending, mark, counted
+      nonlocal pending, mark, since
       if pending is None:
         return
       at, metrics = pending
       pending, metrics = None, jax.device_get(metrics)
       seconds, mark = time.perf_counter() - mark, time.perf_counter()
-      speed, counted = counted / seconds if counted else None, 0
+      speed, since = (at - since) / seconds if at > since else None, at
       for i, book in enumerate(kept):
         if i not in failed:
           try:
@@ -186,14 +186,14 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
         compiled = advance.lower(state, values, which, batch).compile()
         clock.enter("train")
       state, metrics = compiled(state, values, which, batch)
-      step, counted = step + 1, counted + 1
+      step += 1
       clock.beat(step)
       if first_step is None:
         jax.block_until_ready(state.step)
         first_step = time.perf_counter() - started
         peak = throughput.peak(jax.local_devices()[0])
         say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step and run · peak {peak[0] / 1e9:,.0f} GFLOP/s ({peak[1]})")
-        mark, counted = time.perf_counter(), 0
+        mark = time.perf_counter()
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
         pending = (step, metrics)

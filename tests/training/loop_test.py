@@ -135,6 +135,8 @@ def test_what_the_summary_says(whole):
   assert {"loss", "accuracy", "bits_per_byte", "perplexity"} <= summary["valid"].keys()
   assert summary["device"] == {"kind": jax.devices()[0].device_kind, "count": 1} and summary["mesh"] == dict.fromkeys(meshes.AXES, 1)
   assert summary["tokens_per_second"] > 0 and summary["mfu"] > 0 and summary["wall_seconds"] > 0 and summary["flops"] % 12 == 0
+  first, *others = [line for line in book.monitor.read_metrics(workdir) if line["split"] == "train"]
+  assert "tokens_per_second" not in first and all(line["tokens_per_second"] > 0 for line in others), "no step has been timed when the first is through"
   assert all(summary["seconds"][part] > 0 for part in ("set_up", "compile", "train", "evaluate", "save")) and summary["seconds"]["lost"] == 0
   assert summary["goodput"] == pytest.approx(summary["seconds"]["train"] / sum(summary["seconds"].values()), abs=1e-3)
 
