@@ -207,7 +207,7 @@ class Ready:
     """Those that must end before more arms can be tuned: an arm that starts from another's weights is tuned after that one."""
     if self.study.tuning is None:
       return []
-    now = [arm.name for arm in self.arms if arm.name not in (*chosen, *given_up) and (arm.after is None or arm.after in chosen)]
+    now = [arm.name for arm in self.arms if arm.name not in (*chosen, *given_up) and (arm.after is None or arm.after in chosen or elsewhere(arm.after))]
     return _distinct([self.run(name, block, chosen, value) for block in self.study.tuning_blocks for name in now for value in self.study.tuning.values])
 
   def record(self, chosen: Mapping[str, Any], tuning_runs: Sequence[Run] = (), ends: Mapping[str, int] = {}) -> str:  # noqa: B006  read only

@@ -104,7 +104,7 @@ class _Sweep:
       runs = [run for run in runs if run.arm in alive[""]]
     outcome = self._start(runs)
     status = closing(outcome, self._say, "runs", self._write)
-    return Ended(status or int(bool(given_up)), bool(outcome.signal or outcome.pending), runs)
+    return Ended(status or int(study.tuning is not None and any(arm.name not in self._chosen for arm in ready.arms)), bool(outcome.signal or outcome.pending), runs)
 
   def _tuned(self, stage: Sequence[Run]) -> tuple[dict[str, Any], Outcome | None]:
     """Brings tuning runs as far as it takes to choose: arm -> its value, and the outcome of what was started last."""
