@@ -99,8 +99,9 @@ class Results:
 
   def total_flops(self, arm: str) -> float:
     """With those of the arms whose weights it starts from."""
-    before = self.arm(arm).get("after")
-    return self.cost(arm, "flops") + (self.total_flops(before) if before else 0.0)
+    plan = self.arm(arm)
+    before = plan["flops_before"] if "flops_before" in plan else self.total_flops(plan["after"]) if plan.get("after") else 0.0
+    return self.cost(arm, "flops") + before
 
 
 def _targets(workdir: str) -> float:

@@ -225,7 +225,8 @@ class Ready:
     plain = {
       "name": study.name, "question": study.question, "hypothesis": study.hypothesis, "base": study.base, "factors": self.factors,
       "arms": [{"name": arm.name, "overrides": arm.overrides, "levels": levels, "after": arm.after, "evals": arm.evals, "parameters": cost.parameters, "steps": steps,
-                "tokens": steps * cost.tokens, "flops": steps * cost.flops}
+                "tokens": steps * cost.tokens, "flops": steps * cost.flops,
+                **({"flops_before": results.read(other[0]).total_flops(other[1])} if (other := elsewhere(arm.after)) else {})}
                for arm, levels, cost, steps in zip(self.arms, self.levels, self.costs, self.steps)],
       "common": study.common, "blocks": study.blocks, "budget": {"equal": study.equal, "amount": study.amount},
       "metrics": [{"name": name, "better": better} for name, better in study.metrics.items()],

@@ -456,6 +456,9 @@ def test_an_arm_may_start_from_a_run_of_another_study_that_has_ended(ready_of, t
   tuned = ready_of(str(tmp_path / "tuned"), arms=[{"name": "tuned", WIDTH: 32, "after": f"{tmp_path}/first:width=32"}], tuning=Tuning((1e-3, 3e-3), blocks=(0,)))
   batches: list = []
   assert stages.sweep(tuned, stand_in(tuned, batches), quiet) == 0 and [len(batch) for batch in batches] == [2, 2]
+  writing.write(tuned.root)
+  spent = results.read(first.root).total_flops("width=32")
+  assert results.read(tuned.root).total_flops("tuned") == 2 * spent > 0
   assert [(run.after, run.overrides["init_from"]) for run in second.runs()] == [(source[b].address, source[b].folder(first.root)) for b in (0, 1)]
 
 
