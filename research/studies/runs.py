@@ -21,7 +21,7 @@ from research.core.overrides import flag
 from research.core.types import PyTree, Vocab
 from research.studies import address, results
 from research.studies.results import RUNS, STUDY, at
-from research.studies.study import WARMUP, Arm, Study, arms_of, elsewhere, factors, resolved
+from research.studies.study import WARMUP, Arm, Study, arms_of, factors, resolved
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -167,7 +167,7 @@ class Ready:
     """
     i = [arm.name for arm in self.arms].index(name)
     arm, study = self.arms[i], self.study
-    starts = None if arm.after is None else self._before(arm.after, block, chosen)
+    starts = self._before(arm, block, chosen)
     changes = {} if study.tuning is None else {study.tuning.key: chosen[name] if tried is None else tried}
     changes |= {**self._budget(arm, self.configs[i], self.steps[i]), **_seeds(block)}
     if starts is not None:
@@ -185,18 +185,21 @@ class Ready:
     self._made[key] = made
     return made
 
-  def _before(self, after: str, block: int, chosen: Mapping[str, Any]) -> str:
-    """The workdir of the run whose weights one of `block` starts from.
+  def _before(self, arm: Arm, block: int, chosen: Mapping[str, Any]) -> str | None:
+    """The workdir of the run whose weights the arm's run of `block` starts from; None: it starts at random, or as its config says.
 
     Raises:
       UserError: it is one of another study, which lacks it or has not trained it to its end.
     """
-    if (other := elsewhere(after)) is None:
-      return os.path.join(self.root, RUNS, self.run(after, block, chosen).address)
-    found = next((run for run in results.read(other[0]).runs if (run.arm, run.block) == (other[1], block)), None)
+    if arm.after is not None:
+      return os.path.join(self.root, RUNS, self.run(arm.after, block, chosen).address)
+    if arm.other is None:
+      return None
+    folder, name = arm.other
+    found = next((run for run in results.read(folder).runs if (run.arm, run.block) == (name, block)), None)
     if found is None or not found.ended:
-      raise UserError(f"after '{after}': the study in '{other[0]}' has no run of arm '{other[1]}' and block {block} that has ended: sweep it first.")
-    return os.path.join(other[0], found.folder)
+      raise UserError(f"arm '{arm.name}' starts from another study, but that in '{folder}' has no run of arm '{name}' and block {block} that has ended: sweep it first.")
+    return os.path.join(folder, found.folder)
 
   def runs(self, chosen: Mapping[str, Any] = {}) -> list[Run]:  # noqa: B006  read only
     """All runs of the comparison, block by block. With tuning, those of the arms in `chosen` alone."""
@@ -207,7 +210,7 @@ class Ready:
     """Those that must end before more arms can be tuned: an arm that starts from another's weights is tuned after that one."""
     if self.study.tuning is None:
       return []
-    now = [arm.name for arm in self.arms if arm.name not in (*chosen, *given_up) and (arm.after is None or arm.after in chosen or elsewhere(arm.after))]
+    now = [arm.name for arm in self.arms if arm.name not in (*chosen, *given_up) and (arm.after is None or arm.after in chosen)]
     return _distinct([self.run(name, block, chosen, value) for block in self.study.tuning_blocks for name in now for value in self.study.tuning.values])
 
   def record(self, chosen: Mapping[str, Any], tuning_runs: Sequence[Run] = (), ends: Mapping[str, int] = {}) -> str:  # noqa: B006  read only
@@ -224,9 +227,9 @@ class Ready:
     halved = lambda halving: halving and {"rungs": halving.rungs, "eta": halving.eta}
     plain = {
       "name": study.name, "question": study.question, "hypothesis": study.hypothesis, "base": study.base, "factors": self.factors,
-      "arms": [{"name": arm.name, "overrides": arm.overrides, "levels": levels, "after": arm.after, "evals": arm.evals, "parameters": cost.parameters, "steps": steps,
+      "arms": [{"name": arm.name, "overrides": arm.overrides, "levels": levels, "after": ":".join(arm.other) if arm.other else arm.after, "evals": arm.evals, "parameters": cost.parameters, "steps": steps,
                 "tokens": steps * cost.tokens, "flops": steps * cost.flops,
-                **({"flops_before": results.read(other[0]).total_flops(other[1])} if (other := elsewhere(arm.after)) else {})}
+                **({"flops_before": results.read(arm.other[0]).total_flops(arm.other[1])} if arm.other else {})}
                for arm, levels, cost, steps in zip(self.arms, self.levels, self.costs, self.steps)],
       "common": study.common, "blocks": study.blocks, "budget": {"equal": study.equal, "amount": study.amount},
       "metrics": [{"name": name, "better": better} for name, better in study.metrics.items()],

@@ -189,7 +189,8 @@ class Study:
 class Arm(NamedTuple):
   name: str
   overrides: dict[str, Any]
-  after: str | None
+  after: str | None  # the arm of this study whose weights it starts from
+  other: tuple[str, str] | None  # the folder of another study, and its arm
   evals: tuple[str, ...]
 
 
@@ -229,19 +230,17 @@ def arms_of(study: Study) -> list[Arm]:
     names = [other.name for other in found]
     if name in names:
       raise UserError(f"two arms are called '{name}': they must differ, or each have a 'name'.")
-    if arm.get("after") not in (None, *names) and elsewhere(arm["after"]) is None:
-      if ":" in arm["after"]:
-        raise UserError(f"arm '{name}' starts after '{arm['after']}', but '{arm['after'].rpartition(':')[0]}' is no folder of a study: sweep that one first.")
+    after, other = arm.get("after"), None
+    if after not in (None, *names) and ":" in after:
+      folder, _, its = after.rpartition(":")
+      if not os.path.isfile(os.path.join(folder, "study.json")):
+        raise UserError(f"arm '{name}' starts after '{after}', but '{folder}' is no folder of a study: sweep that one first.")
+      after, other = None, (folder, its)
+    if after not in (None, *names):
       raise UserError(f"arm '{name}' starts after '{arm['after']}', which is no arm above it.{nearest(arm['after'], names)}")
     evals = arm.get("evals", study.evals)
-    found.append(Arm(name, overrides, arm.get("after"), (evals,) if isinstance(evals, str) else tuple(evals)))
+    found.append(Arm(name, overrides, after, other, (evals,) if isinstance(evals, str) else tuple(evals)))
   return found
-
-
-def elsewhere(after: str | None) -> tuple[str, str] | None:
-  """Folder and arm, where an arm starts from runs of another study."""
-  folder, colon, name = (after or "").rpartition(":")
-  return (folder, name) if colon and os.path.isfile(os.path.join(folder, "study.json")) else None
 
 
 def _short(keys: Sequence[str]) -> dict[str, str]:
@@ -270,7 +269,7 @@ def check(study: Study) -> None:
     raise UserError(f"the baseline '{study.baseline}' is no arm.{nearest(study.baseline, [arm.name for arm in arms])}")
   own = {"seed": "seeds", "data.seed": "seeds", "steps": "the budget"}
   for arm in arms:
-    mine = {**own, **({study.tuning.key: "tuning"} if study.tuning else {}), **({"init_from": "after"} if arm.after else {})}
+    mine = {**own, **({study.tuning.key: "tuning"} if study.tuning else {}), **({"init_from": "after"} if arm.after or arm.other else {})}
     for key in {**study.common, **arm.overrides}:
       if key in mine:
         raise UserError(f"'{key}' is set for arm '{arm.name}', but {mine[key]} of the study decides it: leave it out of arms, common and flags.")
