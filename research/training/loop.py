@@ -234,19 +234,12 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
     train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
     peak, compiled = (0.0, ""), None
-    pending: tuple[int, Any] | None = None
-    step, mark, since = start, time.perf_counter(), start + 1  # `since`: the step that was done at `mark`
+    step, pace = start, throughput.Pace()
 
     def report() -> None:
       """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
-      nonlocal pending, mark, since
-      if pending is None:
-        return
-      at, metrics = pending
-      pending, metrics = None, jax.device_get(metrics)
-      seconds, mark = time.perf_counter() - mark, time.perf_counter()
-      speed, since = (at - since) / seconds if at > since else None, at
-      book.train(at, metrics, speed, work, peak[0] * devices)
+      if (line := pace.take()) is not None:
+        book.train(*line, work, peak[0] * devices)
 
     if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
       checkpoints.save(state, book.record(0), None)
@@ -270,10 +263,10 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
         first_step = time.perf_counter() - started
         peak = throughput.peak(jax.local_devices()[0])
         say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices / 1e9:,.0f} GFLOP/s ({peak[1]})")
-        mark = time.perf_counter()
+        pace.start(step)
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
-        pending = (step, metrics)
+        pace.hold(step, metrics)
       done = step == last
       ending = stop.wanted(step) or done
       evaluate, kept = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
@@ -294,7 +287,7 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
         clock.enter("save")
         checkpoints.save(state, book.record(step), loss)
       clock.enter("train")
-      mark += time.perf_counter() - pause
+      pace.pause(time.perf_counter() - pause)
       if ending:
         break
   clock.enter("save")

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 import functools
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from research.parallel import chips
+
+
+class Pace:
+  """Metrics of a logged step, left on the device until the one after it is under way; and the steps per second from one such step to the next."""
+
+  def __init__(self):
+    self._pending: tuple[int, Any] | None = None
+    self._step, self._mark = 0, 0.0  # a step, and when it was through
+
+  def start(self, step: int) -> None:
+    """`step` is through, and time counts from now on."""
+    self._step, self._mark = step, time.perf_counter()
+
+  def hold(self, step: int, metrics: Any) -> None:
+    self._pending = step, metrics
+
+  def take(self) -> tuple[int, Any, float | None] | None:
+    """The step that was held, its metrics on the host, and the steps per second up to it (None: none was timed); None where none is held."""
+    if self._pending is None:
+      return None
+    (step, metrics), self._pending = self._pending, None
+    metrics = jax.device_get(metrics)  # waits until the step is through
+    now = time.perf_counter()
+    speed = (step - self._step) / (now - self._mark) if step > self._step else None
+    self._step, self._mark = step, now
+    return step, metrics, speed
+
+  def pause(self, seconds: float) -> None:
+    """So long nothing was trained."""
+    self._mark += seconds
 
 
 def peak(device: jax.Device) -> tuple[float, str]:

@@ -149,18 +149,13 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
     advance = jax.jit(functools.partial(_advance, run, over), donate_argnums=0)
     score = jax.jit(functools.partial(_score, loss_eval.make_step(run.apply, run.objective), over))
     peak, compiled = (0.0, ""), None
-    pending: tuple[int, Any] | None = None
-    step, mark, since = start, time.perf_counter(), start + 1  # `since`: the step that was done at `mark`
+    step, pace = start, throughput.Pace()
 
     def report() -> None:
       """Writes the metrics of the step before, of every run."""
-      nonlocal pending, mark, since
-      if pending is None:
+      if (line := pace.take()) is None:
         return
-      at, metrics = pending
-      pending, metrics = None, jax.device_get(metrics)
-      seconds, mark = time.perf_counter() - mark, time.perf_counter()
-      speed, since = (at - since) / seconds if at > since else None, at
+      at, metrics, speed = line
       for i, book in enumerate(kept):
         if i not in failed:
           try:
@@ -193,10 +188,10 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
         first_step = time.perf_counter() - started
         peak = throughput.peak(jax.local_devices()[0])
         say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step and run · peak {peak[0] / 1e9:,.0f} GFLOP/s ({peak[1]})")
-        mark = time.perf_counter()
+        pace.start(step)
       report()
       if step % cfg.log.every == 0 or step in (1, cfg.steps):
-        pending = (step, metrics)
+        pace.hold(step, metrics)
       done = step == last
       ending = stop.wanted(step) or done or len(failed) == len(kept)
       evaluate, keep = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
@@ -225,7 +220,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
         clock.enter("save")
         save(losses)
       clock.enter("train")
-      mark += time.perf_counter() - pause
+      pace.pause(time.perf_counter() - pause)
       if ending:
         break
   clock.enter("save")
