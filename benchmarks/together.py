@@ -4,7 +4,8 @@
 
 Learning rates from a quarter of the config's to four times it, seeds that share their data order; the data are prepared before, and runs of one kind share a cache of
 compiled programs, as in a sweep: the first compiles for all. Where fewer `singles` are run than there are runs, the mean of those after the first stands for the others, and
-it is said so. On a GPU `JAX_DEFAULT_MATMUL_PRECISION=highest` compares in float32; its own default, TF32, rounds a product to three digits.
+it is said so. Differences are told by rate: one that is nearly too high makes much of a little rounding. On a GPU `JAX_DEFAULT_MATMUL_PRECISION=highest` compares in
+float32; its own default, TF32, rounds a product to three digits.
 """
 
 from __future__ import annotations
@@ -50,8 +51,17 @@ def main(arguments: list[str]) -> None:
     later = alone[1:] or alone
     whole = sum(alone) + sum(later) / len(later) * (len(runs) - len(alone))
     print(f"in one program: {together:.1f} s; {whole / together:.2f} times as fast as {whole:.1f} s alone" + ("" if len(alone) == len(runs) else f" ({len(alone)} measured, the others as the mean of those after the first)"))
-    early, late = zip(*(apart(root, i) for i in singles))
-    print(f"training loss, relative difference: {max(early):.1e} in the first {EARLY} steps; at step {FLAGS.steps} {max(late):.1e}, and the validation loss with it")
+    found = {i: apart(root, i) for i in singles}
+  print(f"training loss, relative difference    first {EARLY} steps   step {FLAGS.steps}, and the validation loss with it")
+  for rate in rates:
+    if mine := [found[i] for i in singles if runs[i][0] == rate]:
+      print(f"  {rate:5.2f} × the config's learning rate  {line(mine)}")
+  print(f"  all of them                         {line(list(found.values()))}")
+
+
+def line(differences: list[tuple[float, float]]) -> str:
+  early, late = map(max, zip(*differences))
+  return f"{early:12.1e}   {late:10.1e}"
 
 
 def words(root: str, kind: str, i: int, rate: float, seed: int) -> list[str]:

@@ -130,7 +130,7 @@ def _tuning(results: Results) -> list[Block]:
       edges.append(f"`{arm}`")
   blocks.append(Table(["arm", f"chosen {tuning['key']}", *map(shown, values)], rows, 1, f"Under each value: mean {tuning['metric']} over the blocks of tuning ({', '.join(map(str, tuning['blocks']))})."))
   if tuning.get("halving"):
-    blocks.append(Text("A score with a step is that of a value which halving ended there, worse than the others at that step or the last one left."))
+    blocks.append(Text("A score with a step is that of a value which halving ended there, by the scores that all had at that step; one without is of the end, and may be worse than it was then."))
   if edges:
     blocks.append(Text(f"The value chosen for {', '.join(edges)} is the outermost that was tried: a better one may lie beyond."))
   return blocks

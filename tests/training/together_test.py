@@ -92,6 +92,13 @@ def test_each_run_ends_where_it_ends_alone_though_all_were_stopped_once(data, al
   assert finished["step"] == 12 and "finished" in said[-1]
 
 
+def test_side_by_side_as_on_an_accelerator_each_ends_there_too(data, alone, tmp_path, monkeypatch):
+  monkeypatch.setattr(together, "platform", lambda: "gpu")
+  workdirs = [str(tmp_path / str(i)) for i in range(2)]
+  together.train([member(data, *run) for run in (RUNS[0], RUNS[-1])], workdirs, quiet)
+  same_run(workdirs[-1], alone[0])
+
+
 def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monkeypatch):
   monkeypatch.setattr(book, "STREAK", 2)
   initial = together._initial
