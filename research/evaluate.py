@@ -83,7 +83,7 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   import jax
 
   from research.core import config as configs
-  from research.evals import classification, likelihood, loss, minimal_pairs, probing, retrieval, similarity, tagging
+  from research.evals import classification, likelihood, loss, minimal_pairs, probing, retrieval, similarity, tagging, text_vectors
   from research.parallel import mesh as meshes
   from research.training.restore import restore
 
@@ -107,12 +107,10 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
   results = {}
   for name in evals:
     more = {}
-    if name == "similarity":
-      evaluation = similarity.make(similarity.Config(batch_size), run.model, run.objective.causal, run.tokenizer, run.cfg.data.length)
-      scores, more = evaluation(run.params, pairs)
-    elif name == "probing":
-      evaluation = probing.make(probing.Config(batch_size), run.model, run.objective.causal, run.tokenizer, run.cfg.data.length)
-      scores, more = evaluation(run.params, pairs)
+    if name in ("similarity", "probing"):
+      module = similarity if name == "similarity" else probing
+      around = text_vectors.surroundings(run.tokenizer, run.cfg.data)
+      scores, more = module.make(module.Config(batch_size), run.model, run.objective.causal, run.tokenizer, around, run.cfg.data.length)(run.params, pairs)
     elif name == "minimal_pairs":
       build = lambda length: configs.make(run.cfg.objective, run.tokenizer.vocab, length)
       around = minimal_pairs.surroundings(run.tokenizer, run.cfg.data)

@@ -2,7 +2,7 @@
 
 The vector of a text is the mean of the last hidden states, whatever the model was trained for, so that models of unlike objectives are asked alike (Conneau et al. 2018,
 What you can cram into a single $&!#* vector). A multinomial logistic regression is fitted to the vectors of four fifths of the records, each number of the vector
-scaled to variance 1 there, and scored on the others. How much its weights are held back (L2) is chosen within the four fifths.
+scaled to variance 1 there, and scored on the others; equal texts stay together. How much its weights are held back (L2) is chosen within the four fifths.
 
 Accuracy × 100 with a bootstrap over the scored records; the settings tell what the most frequent class would have.
 """
@@ -24,7 +24,7 @@ from research.data.tokenizer import Tokenizer
 from research.evals import bootstrap, text_vectors
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)  # of the squared weights, beside the mean loss
-LEAST = 10  # records, of which two are scored
+LEAST = 10  # texts, of which two are scored
 STEPS = 500  # of L-BFGS, at most
 
 
@@ -38,9 +38,9 @@ class Labelled(NamedTuple):
   label: str
 
 
-def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, length: int):
+def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, around: text_vectors.Around, length: int):
   """(params, records) -> ({'accuracy': {'value', 'low', 'high'}}, settings). Arguments and errors as of `text_vectors.make`."""
-  embed = text_vectors.make("probing", model, causal, tokenizer, length, cfg.batch_size, own=False)
+  embed = text_vectors.make("probing", model, causal, tokenizer, around, length, cfg.batch_size, own=False)
 
   def evaluate(params: PyTree, records: Sequence[Labelled]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     found, cut = embed(params, [record.text for record in records])
@@ -49,7 +49,8 @@ def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, leng
       raise UserError("the vectors of the texts are not finite: the model's parameters are no good, take another checkpoint.")
     names = sorted({record.label for record in records})
     labels = np.array([names.index(record.label) for record in records])
-    right, settings = probe(vectors, labels, len(names), cfg.seed)
+    texts = {text: i for i, text in enumerate(found)}
+    right, settings = probe(vectors, labels, np.array([texts[record.text] for record in records]), cfg.seed)
     mean = lambda rows: 100 * float(right[rows].mean())
     resampled = np.array([mean(rows) for rows in bootstrap.draws(len(right), cfg.resamples)])
     return {"accuracy": bootstrap.entry(mean(slice(None)), resampled)}, {**settings, "longest": length, "cut": cut}
@@ -57,11 +58,12 @@ def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, leng
   return evaluate
 
 
-def probe(vectors: np.ndarray, labels: np.ndarray, classes: int, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
-  """Vectors [N, D] and labels [N] -> for each scored record 1 or 0, and what there is to say."""
-  order = np.random.default_rng(seed).permutation(len(labels))
-  test, train = np.split(order, [len(order) // 5])
-  held, fitted = np.split(train, [len(train) // 5])
+def probe(vectors: np.ndarray, labels: np.ndarray, texts: np.ndarray, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+  """Vectors [N, D], labels and the number of each record's text [N] -> for each scored record 1 or 0, and what there is to say. Equal texts stay in one part."""
+  classes, several = int(labels.max()) + 1, int(texts.max()) + 1
+  order = np.random.default_rng(seed).permutation(several)
+  test, held, fitted = (np.flatnonzero(np.isin(texts, part)) for part in np.split(order, [several // 5, several // 5 + (several - several // 5) // 5]))
+  train = np.concatenate([held, fitted])
   hits = lambda rows, weights, scale: (_scaled(vectors[rows], scale) @ weights).argmax(1) == labels[rows]
 
   def fit(rows, penalty):
@@ -100,10 +102,11 @@ def read_records(path: str) -> list[Labelled]:
   """The records of a file: a text and its label in the first two columns of a .tsv or .csv file, or 'text' and 'label' of JSON lines, plain or .gz; no header.
 
   Raises:
-    UserError: no such file, damaged, or too few records or labels in it.
+    UserError: no such file, damaged, or too few texts or labels in it.
   """
   keys = {"first": "text", "label": "label"} if ".json" in path else {"first": 0, "label": 1}
   records = [Labelled(record["first"], record["label"]) for record in tables.read((path,), tables.Form("auto", False, keys))]
-  if len(records) < LEAST or len({record.label for record in records}) < 2:
-    raise UserError(f"--data={path} holds {len(records)} records of {len({record.label for record in records})} labels: probing needs at least {LEAST} of two.")
+  texts, labels = (len({getattr(record, name) for record in records}) for name in Labelled._fields)
+  if texts < LEAST or labels < 2:
+    raise UserError(f"--data={path} holds {texts} different texts of {labels} labels: probing needs at least {LEAST} of two.")
   return records

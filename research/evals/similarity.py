@@ -33,7 +33,7 @@ class Pair(NamedTuple):
   score: float  # how alike people find them; only the order of scores matters
 
 
-def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, length: int):
+def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, around: text_vectors.Around, length: int):
   """(params, pairs) -> ({'spearman': {'value', 'low', 'high'}}, settings).
 
   A text's vector is what the head 'embedding' gives, or the mean of the last hidden states over all of its tokens, those around the text
@@ -41,13 +41,14 @@ def make(cfg: Config, model: nn.Module, causal: bool, tokenizer: Tokenizer, leng
 
   Args:
     causal: the model was trained to see the past only.
+    around: ids before and after each text (`text_vectors.surroundings`).
     length: tokens that the model can read; longer texts lose their end, and the settings say how many did.
 
   Raises:
     UserError: a model of several towers or of images, an encoder–decoder; all pairs alike by people's scores or by the model's.
   """
   own = EMBEDDING in model.heads
-  embed = text_vectors.make("similarity", model, causal, tokenizer, length, cfg.batch_size, own)
+  embed = text_vectors.make("similarity", model, causal, tokenizer, around, length, cfg.batch_size, own)
 
   def evaluate(params: PyTree, pairs: Sequence[Pair]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     vectors, cut = embed(params, [text for pair in pairs for text in (pair.first, pair.second)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ from flax.core import FrozenDict
 
 from research.core.errors import UserError
 from research.core.types import Array, PyTree
+from research.data import groups
 from research.data.tokenizer import Tokenizer
 from research.evals import by_length
 from research.model import transformer
@@ -20,14 +22,16 @@ from research.model.inputs import EMBEDDING, HeadConfig, Inputs, positions_withi
 MEAN = HeadConfig(kind="vector", pool="mean", normalize=True)  # for a model that was not trained for one; it has no parameters
 
 Vectors = Callable[[PyTree, Sequence[str]], tuple[dict[str, np.ndarray], int]]
+Around = tuple[Sequence[int], Sequence[int]]  # ids before and after a text
 
 
-def make(what: str, model: nn.Module, causal: bool, tokenizer: Tokenizer, length: int, batch_size: int, own: bool) -> Vectors:
+def make(what: str, model: nn.Module, causal: bool, tokenizer: Tokenizer, around: Around, length: int, batch_size: int, own: bool) -> Vectors:
   """(params, texts) -> (text -> its vector, float64 [D]; how many texts had to be cut).
 
   Args:
     what: the evaluation that asks, for its refusals.
     causal: the model was trained to see the past only.
+    around: ids before and after each text (`surroundings`).
     length: tokens that the model can read; longer texts lose their end.
     own: take the model's head 'embedding'; else the mean of the last hidden states over all tokens, those around the text included, of length 1.
 
@@ -41,11 +45,19 @@ def make(what: str, model: nn.Module, causal: bool, tokenizer: Tokenizer, length
 
   def vectors(params: PyTree, texts: Sequence[str]) -> tuple[dict[str, np.ndarray], int]:
     texts = sorted(set(texts))
-    rows, cut = encode(tokenizer, texts, length)
+    rows, cut = encode(tokenizer, around, texts, length)
     compute = lambda size: (functools.partial(embed, params), size)
     return dict(zip(texts, by_length.each(rows, compute, batch_size, length, tokenizer.pad))), cut
 
   return vectors
+
+
+def surroundings(tokenizer: Tokenizer, data: Any) -> Around:
+  """Ids before and after a text as data of this component's Config have them: what the vocabulary's model expects there, or what groups of texts end with."""
+  hole = -1
+  whole = (groups.enclosed(tokenizer, np.array([hole]), data.length) if isinstance(data, groups.Config) else tokenizer.wrap([hole])).tolist()
+  at = whole.index(hole)
+  return whole[:at], whole[at + 1 :]
 
 
 def _embed(apply, kind: str, params: PyTree, tokens: Array, segments: Array) -> Array:
@@ -54,15 +66,16 @@ def _embed(apply, kind: str, params: PyTree, tokens: Array, segments: Array) -> 
   return apply(params, inputs, read={EMBEDDING: None}).heads[EMBEDDING][:, 0]
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
-  """int32 ids of each text with the tokens around it, at most `length`, and how many texts had to be cut; what is cut is the text's end.
+def encode(tokenizer: Tokenizer, around: Around, texts: Sequence[str], length: int) -> tuple[list[np.ndarray], int]:
+  """int32 ids of each text with those around it, at most `length`, and how many texts had to be cut; what is cut is the text's end.
 
   Raises:
     UserError: a text has no tokens at all.
   """
-  room = max(0, length - len(tokenizer.wrap([])))
+  before, after = around
+  room = max(0, length - len(before) - len(after))
   ids = tokenizer.encode_batch(texts)
-  rows = [tokenizer.wrap(text[:room]) for text in ids]
+  rows = [np.array([*before, *text[:room], *after], np.int32) for text in ids]
   for text, row in zip(texts, rows):
     if not len(row):
       raise UserError(f"the text {text[:60]!r} has no token in this vocabulary: leave it out.")

@@ -18,6 +18,8 @@ from research.core import config as configs
 from research.core.errors import UserError, command
 from research.core.overrides import load
 from research.core.types import TrainState
+from research.data import groups, records
+from research.data import tokenizer as vocabularies
 from research.data.sources import files
 from research.data.tokenizer import Tokenizer
 from research.evals import similarity, text_vectors
@@ -55,12 +57,17 @@ def build(heads=None, **changes):
   return model, drawn.parameters(model)
 
 
+def around(tokens, data=None):
+  return text_vectors.surroundings(tokens, data or records.Config())
+
+
 def vectors(monkeypatch, model, params, pairs=PAIRS, batch_size=4, causal=False, tokens=None):
   """Text -> vector, as the evaluation compares them, and the settings."""
+  tokens = tokens or tokenizer()
   seen = {}
   cosines = similarity.cosines
   monkeypatch.setattr(similarity, "cosines", lambda found, pairs: seen.update(found) or cosines(found, pairs))
-  scores, settings = similarity.make(similarity.Config(batch_size, 20), model, causal, tokens or tokenizer(), LENGTH)(params, pairs)
+  scores, settings = similarity.make(similarity.Config(batch_size, 20), model, causal, tokens, around(tokens), LENGTH)(params, pairs)
   monkeypatch.undo()
   return seen, scores, settings
 
@@ -117,8 +124,19 @@ def test_models_that_have_no_vector_of_a_text(monkeypatch):
 
 def test_long_texts_lose_their_end():
   tokens = tokenizer(Wrapped)
-  rows, cut = text_vectors.encode(tokens, ["abcd", "abcde"], 6)
+  rows, cut = text_vectors.encode(tokens, around(tokens), ["abcd", "abcde"], 6)
   assert cut == 1 and rows[0].tolist() == rows[1].tolist() == tokens.wrap(tokens.encode("abcd")).tolist()
+
+
+def test_a_text_stands_as_in_the_groups_that_a_model_was_trained_on(tmp_path):
+  lines = tmp_path / "texts.txt"
+  lines.write_text("abcd\nabcdefgh\n")
+  cfg = groups.Config(train=(str(lines),), valid=(str(lines),), tokenizer=vocabularies.Config(kind="byte"), length=6)
+  prepared = groups.prepare(cfg, str(tmp_path), lambda line: None)
+  rows, cut = text_vectors.encode(prepared.tokenizer, around(prepared.tokenizer, cfg), ["abcd", "abcdefgh"], cfg.length)
+  assert [row.tolist() for row in rows] == [text.tolist() for (text,) in prepared.groups["train"]] and cut == 1
+  assert rows[0].tolist() == [*prepared.tokenizer.encode("abcd"), prepared.tokenizer.special["eos"]]
+  assert around(tokenizer(Wrapped), cfg) == around(tokenizer(Wrapped)) != around(tokenizer()) == ([], [])
 
 
 def test_spearman_sees_order_alone():
