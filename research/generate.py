@@ -102,10 +102,11 @@ def _rules(run):
   path = os.path.join(FLAGS.workdir, GENERATION)
   try:
     if not os.path.exists(path):
-      return rules.Rules(stop=tuple(run.tokenizer.special[name] for name in ("eos",) if name in run.tokenizer.special), start=run.objective.start)
+      stop = tuple(run.tokenizer.special[name] for name in ("eos",) if name in run.tokenizer.special)
+      return rules.Rules(prefix=run.objective.prefix, stop=stop, start=run.objective.start)
     with open(path, encoding="utf-8") as file:
       found = rules.read(json.load(file), f"'{path}'", run.model.cfg.encoder_layers > 0)
-    found = found if found.start is not None else dataclasses.replace(found, start=run.objective.start)
+    found = dataclasses.replace(found, prefix=run.objective.prefix, start=run.objective.start if found.start is None else found.start)
     found.check(run.tokenizer.vocab.size)
     return found
   except (ValueError, TypeError, AttributeError) as error:

@@ -105,10 +105,10 @@ def _search(model, head: str, W: int, early: str, rules: Rules, limit: int, para
     if early == "full":
       is_open = is_open & ~complete
     read = _follow(state.read, parent)
-    read = reader.advance(model, head, params, read, token.reshape(B * W))
+    read = reader.advance(model, head, params, read, token.reshape(B * W), rules.prefix)
     return State(count, tokens, running, ended_tokens, ended_scores, ended_lengths, is_open, read)
 
-  read = _spread(reader.prefill(model, head, limit, params, prompts, sources), W)
+  read = _spread(reader.prefill(model, head, limit, params, prompts, sources, rules.prefix), W)
   filled = jnp.full((B, W, limit), rules.fill, jnp.int32)
   scores = jnp.full((B, W), NEVER, jnp.float32)
   start = State(

@@ -76,12 +76,14 @@ def checked(
   return as_arrays(prompts), as_arrays(sources)
 
 
-def prefill(model: transformer.Transformer, head: str, slots: int, params: PyTree, prompts: Rows, sources: Rows | None) -> Read:
-  """Reads the prompts; there is room for `slots` more tokens."""
+def prefill(model: transformer.Transformer, head: str, slots: int, params: PyTree, prompts: Rows, sources: Rows | None, prefix: bool = False) -> Read:
+  """Reads the prompts, with `prefix` in both directions; there is room for `slots` more tokens."""
   B, L = prompts.tokens.shape
   segments = lambda of: (jnp.arange(of.tokens.shape[1]) < of.lengths[:, None]).astype(jnp.int32)
   source = None if sources is None else Inputs(sources.tokens, segments=segments(sources), kind="full")
   inputs = Inputs(prompts.tokens, segments=segments(prompts), source=source)
+  if prefix:
+    inputs = inputs.replace(kind="ordered", order=jnp.zeros((B, L), jnp.int32))
   cache = transformer.empty_cache(model, B, L + slots)
   output = transformer.bind(model)(params, inputs, read={head: prompts.lengths[:, None] - 1}, cache=cache)
   projection: Projection = output.heads[head]
@@ -89,9 +91,10 @@ def prefill(model: transformer.Transformer, head: str, slots: int, params: PyTre
   return Read(projection.logits()[:, 0], prompts.lengths, output.cache, kernel, projection.bias)
 
 
-def advance(model: transformer.Transformer, head: str, params: PyTree, read: Read, tokens: Array) -> Read:
-  """Reads one more token of every row, int32 [B]."""
-  inputs = Inputs(tokens[:, None], positions=read.places[:, None])
+def advance(model: transformer.Transformer, head: str, params: PyTree, read: Read, tokens: Array, prefix: bool = False) -> Read:
+  """Reads one more token of every row, int32 [B]; `prefix`: as the prompts were read."""
+  places = read.places[:, None]
+  inputs = Inputs(tokens[:, None], positions=places, **(dict(kind="ordered", order=places) if prefix else {}))
   output = transformer.bind(model)(params, inputs, read={head: None}, cache=read.cache)
   hidden = output.heads[head].hidden[:, 0]
   scores = jnp.matmul(hidden, read.kernel, preferred_element_type=read.scores.dtype)

@@ -1,6 +1,6 @@
-"""What a model family demands of generated text beside its scores: where it starts and stops, tokens that are forced or never drawn.
+"""What a model family demands of generated text beside its scores: how its prompt is read, where it starts and stops, tokens that are forced or never drawn.
 
-Each rule is a function on scores that sets −∞ where a token may not be drawn; `ruled` applies them in the order of transformers'
+Each rule but the first is a function on scores that sets −∞ where a token may not be drawn; `ruled` applies them in the order of transformers'
 generate. They act the same on logits and on log-probabilities, and rows do not depend on each other.
 """
 
@@ -22,6 +22,7 @@ from research.core.types import Array
 class Rules:
   """The tokens of a family's generate. A token is an id of the vocabulary."""
 
+  prefix: bool = False  # the prompt is read in both directions, as a prefix LM does
   stop: tuple[int, ...] = ()  # a text ends with the first of these
   start: int | None = None  # what the decoder of an encoder–decoder reads first (decoder_start_token_id)
   first: int | None = None  # always the first token drawn after a prompt of one token (forced_bos_token_id of BART)

@@ -79,12 +79,12 @@ def filtered(cfg: Config, scores: Array) -> Array:
   return scores
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _prefill(model, head: str, slots: int, params: PyTree, prompts: Rows, sources: Rows | None, before: Array, limit: Array, key: Array) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _prefill(model, head: str, slots: int, prefix: bool, params: PyTree, prompts: Rows, sources: Rows | None, before: Array, limit: Array, key: Array) -> State:
   B = prompts.tokens.shape[0]
   return State(
       tokens=jnp.zeros((B, slots), jnp.int32), count=jnp.zeros((), jnp.int32), before=before, limit=limit, done=jnp.zeros((B,), bool),
-      prompt=reader.history(prompts), read=reader.prefill(model, head, slots, params, prompts, sources),
+      prompt=reader.history(prompts), read=reader.prefill(model, head, slots, params, prompts, sources, prefix),
       keys=jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(B)),
   )  # fmt: skip
 
@@ -103,7 +103,7 @@ def _continue(model, head: str, cfg: Config, rules: Rules, params: PyTree, state
       token = jnp.where(done, rules.fill, token)
       done = done | jnp.isin(token, np.array(rules.stop))
     tokens = jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.count))
-    return state._replace(tokens=tokens, count=state.count + 1, done=done, read=reader.advance(model, head, params, state.read, token))
+    return state._replace(tokens=tokens, count=state.count + 1, done=done, read=reader.advance(model, head, params, state.read, token, rules.prefix))
 
   return jax.lax.while_loop(more, step, state)
 
@@ -161,7 +161,7 @@ class Generator:
     before = drawn.shape[1]
     slots = limit - before if self._context is None else self._context - max(map(len, texts))
     prompts, sources = reader.rows(texts), None if sources is None else reader.rows(sources)
-    state = _prefill(self._model, self._head, slots, self._params, prompts, sources, np.int32(before), np.int32(limit), key)
+    state = _prefill(self._model, self._head, slots, self._rules.prefix, self._params, prompts, sources, np.int32(before), np.int32(limit), key)
     if self._rules.stop:
       state = state._replace(done=jnp.asarray(np.isin(drawn, self._rules.stop).any(axis=1)))
     return state, min(limit - before, slots)

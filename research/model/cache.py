@@ -37,15 +37,19 @@ def empty(layers: LayerCache | tuple[LayerCache, ...], batch: int, slots: int) -
 
 
 def write(cache: Cache, inputs: Inputs) -> tuple[Cache, Sight]:
-  """Enters the new tokens' positions and order; returns how these tokens see all slots. Padding has segment 0."""
-  positions = inputs.place()
-  order = positions if inputs.segments is None else jnp.where(inputs.segments > 0, positions, UNSEEN)
+  """Enters the new tokens' positions and order; returns how these tokens see all slots. Padding has segment 0.
+
+  Of kind 'ordered' they have an order of their own, as a prefix that is read in both directions; else it is their position.
+  """
+  positions, ordered = inputs.place(), inputs.kind == "ordered"
+  own = inputs.order if ordered else positions
+  order = own if inputs.segments is None else jnp.where(inputs.segments > 0, own, UNSEEN)
   start = (0, cache.length)
   cache = cache._replace(
       positions=jax.lax.dynamic_update_slice(cache.positions, positions, start),
       order=jax.lax.dynamic_update_slice(cache.order, order, start),
   )
-  sight = Sight(positions, cache.positions, q_order=positions, k_order=cache.order, kind="ordered")
+  sight = Sight(positions, cache.positions, q_order=own, k_order=cache.order, kind="ordered", both_ways=ordered)
   return cache, sight
 
 

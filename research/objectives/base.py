@@ -45,6 +45,7 @@ class Objective(NamedTuple):
   scored: Callable[..., tuple[Array, Array]] | None = None  # (rows) -> tokens that logprob counts and their weights, [B, P]; None: the targets of corrupt
   pseudo: bool = False  # logprob is a pseudo-log-likelihood: each token given tokens after it too, so it is no code length
   causal: bool = False  # it trains left-to-right prediction, so its model can generate
+  prefix: bool = False  # what it goes on from is read in both directions (prefix LM)
   whole_batch: bool = False  # a row's loss depends on the other rows (in-batch negatives)
   classes: int | None = None  # classes of its labels or tags, which the data must have; None: it has none
   partners: bool = False  # predict gives two vectors of each row, which belong together

@@ -74,4 +74,5 @@ def make(cfg: Config, vocab: Vocab, length: int) -> Objective:
       logprob=logprob,
       scored=scored,
       causal=True,
+      prefix=cfg.prefix,
   )

@@ -30,7 +30,7 @@ def make_run(monkeypatch, tmp_path):
     model = transformer.make(cfg, tokenizer.vocab.size, {"lm": HeadConfig()}, 32)
     params = drawn.parameters(model)
     data = types.SimpleNamespace(length=32, prepend_bos=False)
-    run = types.SimpleNamespace(cfg=types.SimpleNamespace(data=data), objective=types.SimpleNamespace(start=None, causal=True), model=model, params=params,
+    run = types.SimpleNamespace(cfg=types.SimpleNamespace(data=data), objective=types.SimpleNamespace(start=None, causal=True, prefix=False), model=model, params=params,
                                 tokenizer=tokenizer)  # fmt: skip
     monkeypatch.setattr(restore, "restore", lambda workdir, step: run)
     monkeypatch.setattr(startup, "compilation_cache", lambda folder: None)

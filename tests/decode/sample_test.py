@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.decode import sample
+from research.decode import beam, sample
 from research.decode.rules import Rules
 from research.decode.sample import Config, Generator, filtered, pick
 from research.model import transformer
 from research.model.attention import grouped
 from research.model.inputs import HeadConfig, Inputs
-from research.model.position import learned
+from research.model.position import bias, learned
 
 V, CONTEXT = 23, 12
 GREEDY, SAMPLED = Config(temperature=0), Config(temperature=1.3, top_k=12, top_p=0.9)
@@ -22,10 +22,8 @@ KEY = jax.random.key(5)
 PROMPTS = [np.array(p, np.int32) for p in ([3, 1, 4, 1, 5], [9], [2, 6, 5])]
 
 
-def build(scan=False):
-  cfg = transformer.Config(
-    layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), position=learned.Config(), deviation=0.6, scan=scan
-  )
+def build(scan=False, position=learned.Config()):
+  cfg = transformer.Config(layers=2, width=16, attention=grouped.Config(heads=4, kv_heads=2), position=position, deviation=0.6, scan=scan)
   model = transformer.make(cfg, V, {"lm": HeadConfig(bias=True)}, 64)
   params = nn.unbox(jax.jit(transformer.init, static_argnums=0)(model, jax.random.key(0)))
   params["head_lm"]["bias"] = jax.random.normal(jax.random.key(1), (V,))
@@ -37,13 +35,16 @@ def built():
   return build()
 
 
-def recompute(model, params):
+def recompute(model, params, prefix=False):
   """Greedy continuation that reads the whole text anew for every token, one row at a time."""
   apply = transformer.bind(model)
 
   @jax.jit
-  def best(tokens, length):
-    inputs = Inputs(tokens[None], segments=(jnp.arange(64) < length).astype(jnp.int32)[None])
+  def best(tokens, length, prompt):
+    place = jnp.arange(64)
+    inputs = Inputs(tokens[None], segments=(place < length).astype(jnp.int32)[None])
+    if prefix:
+      inputs = inputs.replace(kind="ordered", order=jnp.where(place < prompt, 0, place - prompt + 1)[None])
     return jnp.argmax(apply(params, inputs, read={"lm": jnp.array([[length - 1]])}).heads["lm"].logits()[0, 0])
 
   def run(prompt, limit, context=None):
@@ -51,7 +52,7 @@ def recompute(model, params):
     for _ in range(limit):
       if context is not None and len(text) >= context:
         text = text[-(context // 2) :]
-      drawn.append(int(best(jnp.asarray(text + [0] * (64 - len(text)), jnp.int32), len(text))))
+      drawn.append(int(best(jnp.asarray(text + [0] * (64 - len(text)), jnp.int32), len(text), len(prompt))))
       text.append(drawn[-1])
     return drawn
 
@@ -73,6 +74,18 @@ def test_greedy_with_cache_is_greedy_without(built, reference, scan):
   for row, prompt in zip(drawn, PROMPTS):
     assert row.tolist() == reference(prompt, 20)
   assert len(set(drawn.flatten())) > 3  # the model does say something
+
+
+@pytest.mark.parametrize("position", [learned.Config(), bias.Config(max_distance=16)])
+def test_a_prefix_lm_reads_its_prompt_in_both_directions(position):
+  built = build(position=position)
+  prompts = [*PROMPTS, np.arange(1, 12, dtype=np.int32)]
+  both, one = (Generator(*built, Rules(prefix=prefix))(prompts, GREEDY, 12, KEY) for prefix in (True, False))
+  for row, prompt in zip(both, prompts):
+    assert row.tolist() == recompute(*built, prefix=True)(prompt, 12)
+  assert (both != one).any()
+  found = beam.BeamSearch(*built, Rules(prefix=True))(prompts, beam.Config(1), 12)
+  np.testing.assert_array_equal(found.tokens[:, 0], both)
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(built):
