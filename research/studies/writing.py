@@ -248,7 +248,7 @@ def _csv(results: Results, scores: Sequence[Scores]) -> str:
 
 def _environment(results: Results) -> list[Block]:
   """What hangs on the machine and the day."""
-  runs = [run for run in (*results.runs, *results.tuning) if run.summary]
+  runs = list({run.folder: run for run in (*results.runs, *results.tuning) if run.summary}.values())  # a run of the comparison may be one of tuning too
   head = ["run", "arm", "block", "device", "mesh", "wall seconds", "first step after", "tokens/s", "MFU", "goodput", "energy, kJ"]
   number = lambda value, form: "–" if value is None else format(value, form)
   rows = []

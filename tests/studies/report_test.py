@@ -232,6 +232,17 @@ def test_tuning_is_told_with_its_rule_its_scores_and_its_edges(tmp_path):
   assert (tmp_path / "results.csv").read_text().count(",tuning,") == 6
 
 
+def test_a_run_of_the_comparison_that_was_one_of_tuning_is_counted_once(tmp_path):
+  study = fake.study(tmp_path, design.grid({"model.width": [64, 128]}), blocks=range(2))
+  writing.write(str(tmp_path))
+  once = (tmp_path / "environment.md").read_bytes()
+  tuned = [{**run, "value": 1e-3} for run in study["runs"] if run["block"] == 0]
+  study["tuning"] = {"key": "optimizer.schedule.peak", "values": [1e-3], "metric": "valid.loss", "blocks": [0], "rule": "the only one", "chosen": {"width=64": 1e-3, "width=128": 1e-3}, "runs": tuned}
+  fake.write(tmp_path / "study.json", study)
+  writing.write(str(tmp_path))
+  assert (tmp_path / "environment.md").read_bytes() == once and (tmp_path / "results.csv").read_text().count(",tuning,") == 2
+
+
 def test_scores_of_evaluations_and_arms_that_start_from_another(tmp_path):
   sweep = [{"model.width": 64}, {"model.width": 128}]
   metric = {"name": "evaluations.minimal_pairs.overall", "better": "higher"}
