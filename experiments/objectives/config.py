@@ -3,8 +3,8 @@
   get_config("small")        pretraining, causal; sizes: small (2 CPU cores), middle (a GPU), base (BERT-base, for a cluster)
   get_config("small,sst2")   fine-tuning; tasks: sst2, wnut17, stsb
 
-All models have the same parameters, those of permutation LM's second stream and of next-sentence prediction's token types among them, whether their objective asks for them
-or not. data: runs/objectives/corpus, which corpus.py writes, and $RESEARCH_DATA.
+All models have the same stack, the parameters of permutation LM's second stream and of next-sentence prediction's token types among it, whether their objective asks for them or
+not; the heads are each objective's own. data: runs/objectives/corpus, which corpus.py writes, and $RESEARCH_DATA.
 """
 
 from research.core.config import use

@@ -43,6 +43,12 @@ class Outcome(NamedTuple):
   states: dict[str, str]  # address -> DONE, FAILED, or what it was when the sweep was told to stop
   signal: int | None = None  # that told it to stop
   pending: bool = False  # the runs have been handed on, to end some time later
+  edited: bool = False  # the code is no longer the one that the runs are addressed by, so no more were started
+
+  @property
+  def stopped(self) -> bool:
+    """Whether runs are left that may still end well, so that nothing follows from what there is."""
+    return self.signal is not None or self.pending or self.edited
 
 
 class Share(NamedTuple):
@@ -93,12 +99,12 @@ def make_folder(run: Run, root: str) -> None:
 def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together: int = 1) -> Outcome:
   """Brings all runs to their end, in `parallel` processes at a time, of which each trains up to `together` runs that are one program.
 
-  SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them.
+  SIGTERM and Ctrl-C stop them, which save, and a second Ctrl-C kills them. Once the code is edited no other is started; those under way come to their end.
 
   Raises:
     UserError: there are GPUs, and `parallel` runs cannot share them evenly.
   """
-  free, children, told = shares(parallel), [], None
+  free, children, told, edited = shares(parallel), [], None, False
   states = {run.address: _first(run, root) for run in runs}
   try:
     with board, Stop() as stop:
@@ -112,7 +118,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
           board.say(f"told to stop by {signal.Signals(told).name}: {len(children)} runs save")
           for child in children:
             child.process.terminate()
-        for run in runs if told is None else ():
+        for run in runs if told is None and not edited else ():
           if states[run.address] == ELSEWHERE and held(run.folder(root)) is None:
             states[run.address] = WAITS
           before = states.get(run.after, DONE)
@@ -121,7 +127,11 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
             board.say(f"FAILED {run}: the run that it starts from has failed")
           if states[run.address] != WAITS or before != DONE or len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
             continue
-          states[run.address], task = _look(run, root, board, starts=True)
+          states[run.address], task = _look(run, root, board)
+          if task is not None and code_hash(run.components) != run.code_now:
+            edited = True
+            board.say(f"the code was edited under the sweep: {run} is not started, nor any other" + (f"; {len(children)} under way come to their end" if children else ""))
+            break
           if task is not None and (holder := held(run.folder(root))):
             states[run.address] = ELSEWHERE
             board.say(f"waits  {run}: {holder} is writing to {run.folder(root)}")
@@ -129,10 +139,10 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
             group = [run, *_alike(run, task, runs, states, root, together - 1)]
             states |= {each.address: RUNS for each in group}
             children.append(_start(group, task, root, free.pop(), board))
-        ended = not children and (told is not None or not {WAITS, ELSEWHERE} & set(states.values()))
+        ended = not children and (told is not None or edited or not {WAITS, ELSEWHERE} & set(states.values()))
         board.update(states, last=ended)
         if ended:
-          return Outcome(states, told)
+          return Outcome(states, told, edited=edited)
         time.sleep(TICK)
   finally:
     for child in children:
@@ -148,12 +158,10 @@ def _first(run: Run, root: str) -> str:
   return WAITS
 
 
-def _look(run: Run, root: str, board: Board, starts: bool = False) -> tuple[str, Todo | None]:
+def _look(run: Run, root: str, board: Board) -> tuple[str, Todo | None]:
   """What a run is that nobody works on, and what it needs next."""
   try:
     tasks = left(run, root)
-    if tasks and starts and code_hash(run.components) != run.code_now:
-      raise UserError("the code was edited under the sweep; sweep again (with --keep_code, if no run that is done or under way would come out otherwise).")
   except UserError as error:
     board.say(f"FAILED {run}: {error}")
     return FAILED, None

@@ -29,7 +29,7 @@ class Ended(NamedTuple):
   """How far a sweep came."""
 
   status: int  # of the command
-  stopped: bool  # by a signal, or because its runs have been handed on
+  stopped: bool  # by a signal, because its runs have been handed on, or because the code was edited
   runs: Sequence[Run] = ()  # of the comparison
 
 
@@ -85,7 +85,7 @@ class _Sweep:
     while stage := ready.tuning_runs(self._chosen, given_up):
       self._tuning += stage
       found, outcome = self._tuned(stage)
-      if outcome is not None and (outcome.signal or outcome.pending):
+      if outcome is not None and outcome.stopped:
         return Ended(closing(outcome, self._say, "tuning runs", self._write), True)
       self._chosen |= found
       names = list(dict.fromkeys(run.arm for run in stage))
@@ -104,7 +104,7 @@ class _Sweep:
       runs = [run for run in runs if run.arm in alive[""]]
     outcome = self._start(runs)
     status = closing(outcome, self._say, "runs", self._write)
-    return Ended(status or int(study.tuning is not None and any(arm.name not in self._chosen for arm in ready.arms)), bool(outcome.signal or outcome.pending), runs)
+    return Ended(status or int(study.tuning is not None and any(arm.name not in self._chosen for arm in ready.arms)), outcome.stopped, runs)
 
   def _tuned(self, stage: Sequence[Run]) -> tuple[dict[str, Any], Outcome | None]:
     """Brings tuning runs as far as it takes to choose: arm -> its value, and the outcome of what was started last."""
@@ -164,7 +164,7 @@ def halve(groups: Mapping[Hashable, Mapping[Any, Sequence[Run]]], plan: Halving,
     if not stage:
       break
     outcome = start(stage)
-    if outcome.signal or outcome.pending:
+    if outcome.stopped:
       return alive, ends, outcome
     for group, candidates in going.items():
       scores = {candidate: _mean([measured(due(run), root, metric) for run in runs]) for candidate, runs in candidates.items()}
@@ -198,6 +198,9 @@ def closing(outcome: Outcome, say: Say, what: str, told: bool) -> int:
   if outcome.signal:
     say(f"stopped by {signal.Signals(outcome.signal).name}: {of}; those under way have saved what they had, and the same command goes on")
     return 128 + outcome.signal
+  if outcome.edited:
+    say(f"{of}; the code was edited meanwhile: sweep again (with --keep_code, if no run that is done would come out otherwise)")
+    return 1
   if outcome.pending:
     say(of + ("; when the others have ended, the same command tells what is left" if told else ""))
   elif failed:

@@ -392,6 +392,17 @@ def test_halving_drops_the_worse_arms_on_the_way_and_keeps_the_baseline(ready_of
   assert pathlib.Path(tmp_path, "study.json").read_text() == record
 
 
+def test_nothing_is_decided_by_the_runs_that_there_are_when_the_code_was_edited(ready_of, tmp_path):
+  ready, said = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], steps=8, seeds=1, tuning=Tuning((1e-3, 3e-3), halving=Halving(rungs=2))), []
+
+  def start(found):
+    leave(found[0], ready.root, valid={"loss": 1.0}, stopped_by=None)
+    return Outcome({run.address: DONE if run is found[0] else WAITS for run in found}, edited=True)
+
+  assert stages.sweep(ready, start, said.append) == 1 and "the code was edited meanwhile" in said[-1] and not any("dropped" in line for line in said)
+  assert json.loads(pathlib.Path(tmp_path, "study.json").read_text())["tuning"]["chosen"] == {}
+
+
 def test_a_sweep_stopped_within_a_rung_says_so_and_goes_no_further(ready_of, tmp_path):
   ready, said, batches = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], steps=8, halving=Halving(rungs=2)), [], []
 

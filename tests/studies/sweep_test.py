@@ -191,7 +191,10 @@ def test_no_run_starts_with_code_that_was_edited_under_the_sweep(stage, monkeypa
   found = some(1, 2)
   monkeypatch.setattr(launch, "code_hash", lambda parts: CODE if not os.path.exists(found[0].folder(stage.root)) else "edited")
   outcome, said = local(stage, found)
-  assert list(outcome.states.values()) == [DONE, FAILED] and "width=2 · block 0: the code was edited under the sweep" in said and "start 2" not in stage.notes()
+  assert list(outcome.states.values()) == [DONE, WAITS] and outcome.stopped and "start 2" not in stage.notes()
+  assert "the code was edited under the sweep: width=2 · block 0 is not started, nor any other" in said
+  told = []
+  assert stages.closing(outcome, told.append, "runs", True) == 1 and "1 of 2 runs are done; the code was edited meanwhile: sweep again (with --keep_code" in told[0]
 
 
 def test_a_run_that_another_process_writes_to_is_waited_for(stage):
