@@ -6,7 +6,7 @@ The names are those of the contract tests, with their variants; which stacks eac
 (tests/contracts/objective_test.py).
 
 Batches have eight rows. Where a loss is a cosine times a number, the keys of the contracts make that number small. It is compared at the keys that ship too, in
-float32 and in float64, with batches of `rows`: a mean over few rows keeps more of each one's rounding, and no recipe of such an objective has so few.
+float32 and in float64, with batches of `rows`, for no recipe of such an objective has as few as eight.
 
 A verdict tells of each title whether its bars are kept; if one is not, the status is 1.
 """

@@ -76,10 +76,14 @@ def trained(cfg: tokenizer.Config, folder: str, texts: Sequence[str], say: Calla
 
 def enclosed(tokens: tokenizer.Tokenizer, ids: np.ndarray, length: int) -> np.ndarray:
   """Ids of a text between the tokens that the vocabulary's model expects, else with an end-of-text after them; at most `length`."""
-  around = len(tokens.wrap([]))
-  if around:
-    return tokens.wrap(ids[: length - around])
-  return np.append(ids[: length - 1], tokens.special["eos"]).astype(np.int32)
+  before, after = around(tokens)
+  return np.array([*before, *ids[: length - len(before) - len(after)], *after], np.int32)
+
+
+def around(tokens: tokenizer.Tokenizer) -> tuple[list[int], list[int]]:
+  """The ids before and after a text that is a row of its own: what the vocabulary's model expects, else an end-of-text after it."""
+  before, after = tokens.around()
+  return (before, after) if before or after else ([], [tokens.special["eos"]])
 
 
 def train_rows(prepared: Prepared, cfg: Config, element_spec: Mapping[str, Field]) -> stream.Shuffled:

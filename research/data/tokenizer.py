@@ -123,6 +123,11 @@ class Tokenizer:
     """int32 ids with the tokens around them that the vocabulary's model expects around a text: none here, some in an imported one."""
     return np.asarray(ids, np.int32)
 
+  def around(self) -> tuple[list[int], list[int]]:
+    """The ids that `wrap` puts before and after a text. Errors as of `wrap`."""
+    ids = self.wrap([-1]).tolist()  # −1 is no token's id, so it tells where the text is
+    return ids[: ids.index(-1)], ids[ids.index(-1) + 1 :]
+
   def join(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """One text or a pair as a classifier reads it, [CLS] first [SEP] second [SEP] (Devlin et al. 2019, section 3): int32 ids, and their types, 0 and 1."""
     before, between = [self.special["cls"], *first, self.special["sep"]], [] if second is None else [*second, self.special["sep"]]

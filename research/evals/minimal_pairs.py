@@ -83,11 +83,9 @@ def surroundings(tokenizer: Tokenizer, data: Any) -> tuple[list[int], list[int]]
   An imported vocabulary says itself what surrounds a text. Else a text follows what begins it in the data, or what ended the text before it, so
   that its first token is predicted too.
   """
-  hole = -1
-  wrapped = tokenizer.wrap([hole]).tolist()
-  if len(wrapped) > 1:
-    at = wrapped.index(hole)
-    return wrapped[:at], wrapped[at + 1 :]
+  before, after = tokenizer.around()
+  if before or after:
+    return before, after
   special = tokenizer.special
   if isinstance(data, pairs.Config):
     return [special["cls"]], [special["sep"]]

@@ -22,7 +22,7 @@ from research.model.inputs import EMBEDDING, HeadConfig, Inputs, positions_withi
 MEAN = HeadConfig(kind="vector", pool="mean", normalize=True)  # for a model that was not trained for one; it has no parameters
 
 Vectors = Callable[[PyTree, Sequence[str]], tuple[dict[str, np.ndarray], int]]
-Around = tuple[Sequence[int], Sequence[int]]  # ids before and after a text
+Around = tuple[list[int], list[int]]  # ids before and after a text
 
 
 def make(what: str, model: nn.Module, causal: bool, tokenizer: Tokenizer, around: Around, length: int, batch_size: int, own: bool) -> Vectors:
@@ -54,10 +54,7 @@ def make(what: str, model: nn.Module, causal: bool, tokenizer: Tokenizer, around
 
 def surroundings(tokenizer: Tokenizer, data: Any) -> Around:
   """Ids before and after a text as data of this component's Config have them: what the vocabulary's model expects there, or what groups of texts end with."""
-  hole = -1
-  whole = (groups.enclosed(tokenizer, np.array([hole]), data.length) if isinstance(data, groups.Config) else tokenizer.wrap([hole])).tolist()
-  at = whole.index(hole)
-  return whole[:at], whole[at + 1 :]
+  return groups.around(tokenizer) if isinstance(data, groups.Config) else tokenizer.around()
 
 
 def _embed(apply, kind: str, params: PyTree, tokens: Array, segments: Array) -> Array:
