@@ -10,7 +10,7 @@
 from experiments.objectives.config import CORPUS, SIZES
 from research.studies.study import Halving, Study, Tuning
 
-FLOPS = {"small": 2.5e13, "middle": 4e15, "base": 1e19}  # of a run
+FLOPS = {"small": 2.5e13, "middle": 2e15, "base": 1e19}  # of a run; middle: about four passes over the corpus, small one
 CAPTIONS = {split: tuple(f"$RESEARCH_DATA/multi30k_captions/{split}.{i}.en.gz" for i in range(1, 6)) for split in ("train", "val")}
 BLIMP = "minimal_pairs --data=$RESEARCH_DATA/blimp/blimp_23.tar.gz --pairs=100"
 PROBE = "probing --data=$RESEARCH_DATA/sst2/train.tsv.gz"

@@ -16,6 +16,8 @@ from research.core.types import Array
 Activation = Literal["relu", "relu2", "gelu", "gelu_tanh", "gelu_quick", "silu", "tanh"]
 Norm = Literal["layer", "rms"]
 
+RUNS = "runs"  # the axis along which `jax.vmap` holds several runs of one program
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021, Primer
@@ -53,6 +55,15 @@ def platform() -> str:
   device = jax.sharding.get_abstract_mesh().abstract_device
   found = jax.default_backend() if device is None else device.platform
   return "gpu" if found in ("cuda", "rocm") else found
+
+
+def side_by_side() -> bool:
+  """Whether several runs are traced at once, stacked along a mapped axis named RUNS (research.training.together)."""
+  try:
+    jax.lax.axis_size(RUNS)
+  except NameError:
+    return False
+  return True
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -30,6 +30,8 @@ from research.training.stop import Stop
 from research.training.workdir import held
 
 TOGETHER = "together"  # folder of the lists of runs that are one program, and of their logs
+MEMORY = 0.9  # of a GPU: what runs that share it may take of it, all together
+ALLOCATION = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")  # JAX's variables; who sets one decides alone
 SHOWN = 12  # lines of a failed run's log
 TICK = 0.1  # seconds between two looks
 
@@ -245,7 +247,7 @@ def tail(path: str, start: int) -> str:
 
 
 def shares(parallel: int) -> list[Share]:
-  """For each of the runs at a time its share of this machine's GPUs; where there are none, of its CPU cores: small models use few well.
+  """For each of the runs at a time its share of this machine's GPUs, or of one GPU its share of the memory; where there are none, of its CPU cores: small models use few well.
 
   Raises:
     UserError: the GPUs cannot be shared evenly.
@@ -259,8 +261,12 @@ def shares(parallel: int) -> list[Share]:
     gpus = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False).stdout.split()
   if not gpus:
     return _cores(parallel)
+  if parallel % len(gpus) == 0:
+    each = parallel // len(gpus)
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{MEMORY / each:.3f}"} if each > 1 and not any(key in os.environ for key in ALLOCATION) else {}
+    return [Share({"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], **memory}) for i in range(parallel)]
   if len(gpus) % parallel:
-    raise UserError(f"--parallel={parallel}: {len(gpus)} GPUs cannot be shared evenly by so many runs; take a divisor of {len(gpus)}.")
+    raise UserError(f"--parallel={parallel}: {len(gpus)} GPUs cannot be shared evenly by so many runs; take a divisor or a multiple of {len(gpus)}.")
   share = len(gpus) // parallel
   return [Share({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * share : (i + 1) * share])}) for i in range(parallel)]
 

@@ -26,7 +26,7 @@ from research.core.errors import UserError
 from research.core.types import Batch, PyTree, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
-from research.model.layers import platform
+from research.model.layers import RUNS, platform
 from research.optim import guard, numbers
 from research.optim import optimizer as optimizers
 from research.parallel import mesh as meshes
@@ -241,7 +241,7 @@ def _over(where: str) -> Callable:
   """How one program goes over K runs: (function, trees with a leading axis of K) -> what it gives, stacked."""
   if where == "cpu":
     return lambda function, *trees: jax.lax.map(lambda each: function(*each), trees)
-  return lambda function, *trees: jax.vmap(function)(*trees)
+  return lambda function, *trees: jax.vmap(function, axis_name=RUNS)(*trees)
 
 
 def _advance(run: loop.Run, over: Callable, state: TrainState, values: dict[str, Any], which: Any, batches: tuple[Batch, ...]) -> tuple[TrainState, Any]:

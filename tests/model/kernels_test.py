@@ -129,6 +129,8 @@ PLAIN = dict(platform="cpu", dtype="float32", queries=128, keys=128, head_dim=64
         (dict(platform="gpu", dtype="bfloat16"), "cudnn"),
         (dict(platform="gpu", dtype="bfloat16", window=True, kind="ordered"), "cudnn"),
         (dict(platform="gpu", dtype="bfloat16", queries=127), "xla"),
+        (dict(platform="gpu", dtype="bfloat16", stacked=True), "xla"),
+        (dict(platform="gpu", dtype="bfloat16", stacked=True, segments=False), "cudnn"),
         (dict(platform="gpu", dtype="bfloat16", bias=True), "xla"),
         (dict(platform="gpu", dtype="bfloat16", split=True), "chunked"),
         (dict(platform="tpu"), "splash"),
@@ -152,6 +154,7 @@ def test_auto_goes_by_platform_and_call(changes, kernel):
         ("cudnn", dict(platform="gpu", dtype="bfloat16", dropout=True), "model.attention.dropout"),
         ("cudnn", dict(platform="gpu", dtype="bfloat16", split=True), "mesh.sequence"),
         ("cudnn", dict(platform="gpu", dtype="bfloat16", keys=5), "5 keys"),
+        ("cudnn", dict(platform="gpu", dtype="bfloat16", stacked=True), "side by side"),
         ("splash", {}, "TPU"),
         ("splash", dict(platform="tpu", kind="ordered"), "orders"),
         ("splash", dict(platform="tpu", window=True), "model.attention.window"),
@@ -170,5 +173,5 @@ def test_a_kernel_that_cannot_is_one_sentence_in_training_and_another_elsewhere(
 
 
 def test_the_plain_kernels_refuse_nothing():
-  everything = Call("cpu", "float64", 5, 7, 3, "ordered", True, True, True, True, True)
+  everything = Call("cpu", "float64", 5, 7, 3, "ordered", True, True, True, True, True, True)
   assert [name for name, kernel in KERNELS.items() if kernel.refuses(everything) is None] == ["xla", "chunked"]

@@ -242,6 +242,11 @@ def test_runs_share_the_gpus_of_a_machine_evenly(monkeypatch):
   assert launch.shares(2) == [launch.Share({"CUDA_VISIBLE_DEVICES": "2,3"}), launch.Share({"CUDA_VISIBLE_DEVICES": "5,7"})] and launch.shares(1) == [launch.Share({})]
   with pytest.raises(UserError, match="--parallel=3: 4 GPUs"):
     launch.shares(3)
+  assert launch.shares(4)[3] == launch.Share({"CUDA_VISIBLE_DEVICES": "7"})
+  several = [share.environment for share in launch.shares(12)]  # three on each: none may take the memory of the others
+  assert [each["CUDA_VISIBLE_DEVICES"] for each in several] == ["2", "3", "5", "7"] * 3 and {each["XLA_PYTHON_CLIENT_MEM_FRACTION"] for each in several} == {"0.300"}
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  assert launch.shares(8)[4] == launch.Share({"CUDA_VISIBLE_DEVICES": "2"})
   monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
   monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 2, 3, 5, 8})
   assert [share.cores for share in launch.shares(2)] == [{1, 3, 8}, {2, 5}] and [share.cores for share in launch.shares(6)] == [set()] * 6

@@ -14,6 +14,7 @@ import pytest
 from research import together as together_command
 from research.core import config as configs
 from research.core.errors import UserError
+from research.model.attention import core
 from research.optim import numbers
 from research.training import book, loop, together
 from research.training.checkpoint import Checkpoints
@@ -94,8 +95,11 @@ def test_each_run_ends_where_it_ends_alone_though_all_were_stopped_once(data, al
 
 def test_side_by_side_as_on_an_accelerator_each_ends_there_too(data, alone, tmp_path, monkeypatch):
   monkeypatch.setattr(together, "platform", lambda: "gpu")
+  calls, choose = [], core.choose
+  monkeypatch.setattr(core, "choose", lambda kernel, call, binding=True: calls.append(call) or choose(kernel, call, binding))
   workdirs = [str(tmp_path / str(i)) for i in range(2)]
   together.train([member(data, *run) for run in (RUNS[0], RUNS[-1])], workdirs, quiet)
+  assert {call.stacked for call in calls} == {False, True} and calls[-1].stacked  # a shape is asked of one run, the steps are of both; not every kernel can
   same_run(workdirs[-1], alone[0])
 
 

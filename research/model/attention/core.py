@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | xla | anywhere | nothing: the plain reference; scores of a layer are in memory |
 | chunked | anywhere | nothing; memory grows with the length, not with its square |
-| cudnn | NVIDIA GPUs | float32; a bias of the scores; dropout of the probabilities; places spread over devices |
+| cudnn | NVIDIA GPUs | float32; a bias of the scores; dropout of the probabilities; places spread over devices; masks of runs side by side |
 | splash | TPUs | a bias; dropout; a window; orders |
 
 `auto` takes the platform's own kernel where it honours the call; else chunked where the places of a row are spread over devices and no dropout is
@@ -20,7 +20,7 @@ from research.core.types import Array
 from research.model.attention.kernels import chunked, cudnn, splash, xla
 from research.model.attention.kernels.base import Call, Drop
 from research.model.inputs import Sight
-from research.model.layers import constrain, parts, platform
+from research.model.layers import constrain, parts, platform, side_by_side
 
 Kernel = Literal["auto", "xla", "chunked", "cudnn", "splash"]
 KERNELS = {"xla": xla, "chunked": chunked, "cudnn": cudnn, "splash": splash}
@@ -53,7 +53,7 @@ def attend(q: Array, k: Array, v: Array, sight: Sight, *, scale: float, bias: Ar
   """
   split = parts("length") > 1 and q.shape[1] % parts("length") == 0
   call = Call(platform(), q.dtype.name, q.shape[1], k.shape[1], q.shape[3], sight.kind, sight.q_segments is not None, window is not None,
-              bias is not None, drop is not None, split)  # fmt: skip
+              bias is not None, drop is not None, split, side_by_side())  # fmt: skip
   if split:
     # Projected where they are, then gathered: without the first constraint every device would project the whole row.
     spread = lambda x, length: constrain(x, "batch", length, "kv_heads", "head_dim")

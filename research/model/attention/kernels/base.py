@@ -31,6 +31,7 @@ class Call(NamedTuple):
   bias: bool
   dropout: bool
   split: bool  # the places of a row are spread over devices
+  stacked: bool = False  # of several runs side by side (layers.side_by_side)
 
 
 class Drop(NamedTuple):

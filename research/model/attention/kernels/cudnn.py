@@ -27,7 +27,10 @@ def refuses(call: Call) -> str | None:
     return "knows no dropout of the probabilities (model.attention.dropout)"
   if call.split:
     return "knows no places spread over devices (mesh.sequence)"
-  if (call.segments or call.window or call.kind == "ordered") and (call.queries % 2 or call.keys % 2):
+  masked = call.segments or call.window or call.kind == "ordered"
+  if masked and call.stacked:  # JAX's rule for vmap wants a mask of each run and each head
+    return "masks no rows of runs that are side by side in one program"
+  if masked and (call.queries % 2 or call.keys % 2):
     return f"masks rows of even lengths only, not {call.queries} queries and {call.keys} keys"
   return None
 
