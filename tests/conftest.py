@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module")
-def one_device():
+def one_device(tmp_path_factory):
   """Whatever asks for a mesh gets the first device, as on a laptop; commands leave the tests' own compilation settings alone."""
   import jax
 
@@ -38,7 +38,7 @@ def one_device():
   with pytest.MonkeyPatch.context() as patch:
     made = meshes.make
     patch.setattr(meshes, "make", lambda cfg, devices=None: made(cfg, devices or jax.devices()[:1]))
-    patch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))  # set, so a command sets none; processes that a test starts keep theirs there
     before = jax.config.jax_persistent_cache_min_compile_time_secs
     yield
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before)

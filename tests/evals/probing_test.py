@@ -94,7 +94,7 @@ def test_records_are_read_from_tables_and_json_lines(tmp_path):
 
 
 def test_command(tmp_path, monkeypatch, run):
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
   saved_run(str(tmp_path))
   path = tmp_path / "labelled.tsv"
   path.write_text("".join(f"{i} {'xy'[i % 2] * 3}\t{i % 2}\n" for i in range(40)))

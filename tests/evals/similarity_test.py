@@ -222,7 +222,7 @@ def saved_run(workdir):
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "off")
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
   workdir = str(tmp_path)
   saved_run(workdir)
   pairs = tmp_path / "pairs.tsv"
