@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from research.core.errors import UserError
 from research.studies.address import ROOT
 from research.studies.board import DONE, FAILED, WAITS
-from research.studies.launch import Outcome, Todo, left, make_folder
+from research.studies.launch import TRAINING, Outcome, Todo, left, make_folder
 from research.studies.runs import Run
 
 JOBS = "slurm.json"  # address -> job of SLURM
@@ -57,12 +57,14 @@ def _left(run: Run, root: str, say: Callable[[str], None]) -> tuple[str, list[To
 
 def _ready(runs: Sequence[Run], root: str, say: Callable[[str], None]) -> tuple[list[Run], dict[str, str]]:
   """The runs whose training can start now, and what all are."""
-  found, states = [], {}
+  found, states, untrained = [], {}, set()
   for run in runs:
     states[run.address], tasks = _left(run, root, say)
-    if tasks and tasks[0].words[0] != "research.train":
+    if states[run.address] == FAILED or any(task.what == TRAINING for task in tasks):
+      untrained.add(run.address)
+    if tasks and run.address not in untrained:
       say(f"trained {run}: its evaluations are added by --launcher=local")
-    elif tasks and states.get(run.after, DONE) != DONE:
+    elif tasks and run.after in untrained:
       say(f"later  {run}: it starts from the weights of a run that has not ended")
     elif tasks:
       found.append(run)

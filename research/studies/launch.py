@@ -29,6 +29,7 @@ from research.training.checkpoint import FOLDER as CHECKPOINTS
 from research.training.stop import Stop
 from research.training.workdir import held
 
+TRAINING = "training"  # what a run needs before its evaluations
 TOGETHER = "together"  # folder of the lists of runs that are one program, and of their logs
 MEMORY = 0.9  # of a GPU: what runs that share it may take of it, all together
 ALLOCATION = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")  # JAX's variables; who sets one decides alone
@@ -37,7 +38,7 @@ TICK = 0.1  # seconds between two looks
 
 
 class Todo(NamedTuple):
-  what: str  # 'training', or the name of an evaluation
+  what: str  # TRAINING, or the name of an evaluation
   words: list[str]  # what follows `python -m`
 
 
@@ -80,7 +81,7 @@ def left(run: Run, root: str) -> list[Todo]:
   trained = summary.get("step") == run.steps if run.until is None else summary.get("step", 0) >= run.until
   if trained and summary["data_hash"] != run.data_hash:
     raise UserError(f"it was trained on other data (hash {summary['data_hash']}) than the study's ({run.data_hash}): a file changed while the study ran; sweep again.")
-  tasks = [] if trained else [Todo("training", ["research.train", *run.arguments(root)])]
+  tasks = [] if trained else [Todo(TRAINING, ["research.train", *run.arguments(root)])]
   for text in run.evals if run.until is None else ():
     name, flags = evaluation(text)
     of, at = (f" of {flags['data']}" if "data" in flags else ""), (f" at step {flags['step']}" if "step" in flags else "")
@@ -108,6 +109,8 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
   """
   free, children, told, edited = shares(parallel), [], None, False
   states = {run.address: _first(run, root) for run in runs}
+  trained = {run.address for run in runs if _trained(run, root)}
+  awaits = lambda run: run.after in states and run.after not in trained  # weights; the evaluations of the run that has them may come later
   try:
     with board, Stop() as stop:
       while True:
@@ -115,6 +118,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
           children.remove(child)
           free.append(child.share)
           states |= {run.address: _ended(child, run, root, told is not None, board) for run in child.runs}
+          trained |= {run.address for run in child.runs if _trained(run, root)}
         if stop.signal is not None and told is None:
           told = stop.signal
           board.say(f"told to stop by {signal.Signals(told).name}: {len(children)} runs save")
@@ -123,11 +127,11 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
         for run in runs if told is None and not edited else ():
           if states[run.address] == ELSEWHERE and held(run.folder(root)) is None:
             states[run.address] = WAITS
-          before = states.get(run.after, DONE)
-          if states[run.address] == WAITS and before == FAILED:
+            trained |= {run.address} if _trained(run, root) else set()
+          if states[run.address] == WAITS and awaits(run) and states[run.after] == FAILED:
             states[run.address] = FAILED
             board.say(f"FAILED {run}: the run that it starts from has failed")
-          if states[run.address] != WAITS or before != DONE or len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
+          if states[run.address] != WAITS or awaits(run) or len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
             continue
           states[run.address], task = _look(run, root, board)
           if task is not None and code_hash(run.components) != run.code_now:
@@ -138,7 +142,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
             states[run.address] = ELSEWHERE
             board.say(f"waits  {run}: {holder} is writing to {run.folder(root)}")
           elif task is not None:
-            group = [run, *_alike(run, task, runs, states, root, together - 1)]
+            group = [run, *_alike(run, task, [other for other in runs if states[other.address] == WAITS and not awaits(other)], root, together - 1)]
             states |= {each.address: RUNS for each in group}
             children.append(_start(group, task, root, free.pop(), board))
         ended = not children and (told is not None or edited or not {WAITS, ELSEWHERE} & set(states.values()))
@@ -160,6 +164,13 @@ def _first(run: Run, root: str) -> str:
   return WAITS
 
 
+def _trained(run: Run, root: str) -> bool:
+  """Whether its weights are there."""
+  with contextlib.suppress(UserError):
+    return all(todo.what != TRAINING for todo in left(run, root))
+  return False
+
+
 def _look(run: Run, root: str, board: Board) -> tuple[str, Todo | None]:
   """What a run is that nobody works on, and what it needs next."""
   try:
@@ -170,9 +181,9 @@ def _look(run: Run, root: str, board: Board) -> tuple[str, Todo | None]:
   return (WAITS, tasks[0]) if tasks else (DONE, None)
 
 
-def _alike(run: Run, task: Todo, runs: Sequence[Run], states: dict[str, str], root: str, limit: int) -> list[Run]:
-  """At most `limit` other runs that could start now and are one program with `run`, at the same step."""
-  if limit < 1 or task.what != "training":
+def _alike(run: Run, task: Todo, runs: Sequence[Run], root: str, limit: int) -> list[Run]:
+  """At most `limit` others of the runs, which could start now, that are one program with `run`, at the same step."""
+  if limit < 1 or task.what != TRAINING:
     return []
   from research.training import together
 
@@ -181,9 +192,8 @@ def _alike(run: Run, task: Todo, runs: Sequence[Run], states: dict[str, str], ro
   for other in runs:
     if len(found) == limit:
       break
-    waits = other is not run and states[other.address] == WAITS and states.get(other.after, DONE) == DONE and not held(other.folder(root))
     with contextlib.suppress(UserError):  # it is told when its turn comes
-      if waits and [todo.what for todo in left(other, root)[:1]] == ["training"] and key(other) == mine:
+      if other is not run and not held(other.folder(root)) and [todo.what for todo in left(other, root)[:1]] == [TRAINING] and key(other) == mine:
         found.append(other)
   return found
 

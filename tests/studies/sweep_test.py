@@ -223,6 +223,8 @@ def test_a_run_starts_after_the_one_whose_weights_it_takes(stage):
   outcome, said = local(stage, [*some(5), *some(6, after=5)], parallel=2)
   assert list(outcome.states.values()) == [FAILED, FAILED] and "width=6 · block 0: the run that it starts from has failed" in said
   assert "start 6" not in stage.notes()
+  local(stage, [*some(8, after=7), *some(7, evals=("loss",))])
+  assert stage.notes() == ["start 7", "end 7", "start 8", "end 8", "evaluate None"]  # weights are what it takes, not scores
 
 
 def test_evaluations_follow_the_training_once(stage):
@@ -480,5 +482,6 @@ def test_only_what_can_start_is_handed_on(tmp_path):
   leave(first, str(tmp_path))
   (evaluated,) = some(3, evals=("loss",))
   leave(evaluated, str(tmp_path))
-  now, states = clusters._ready([first, second, evaluated], str(tmp_path), said.append)
-  assert now == [second] and states[first.address] == DONE and "trained width=3" in said[-1]
+  third = some(4, after=3)[0]
+  now, states = clusters._ready([first, second, evaluated, third], str(tmp_path), said.append)
+  assert now == [second, third] and states[first.address] == DONE and "trained width=3" in said[-1]
