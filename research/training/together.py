@@ -23,7 +23,7 @@ import jax.numpy as jnp
 
 from research.core import config as configs
 from research.core.errors import UserError
-from research.core.types import Batch, PyTree, TrainState
+from research.core.types import Array, Batch, PyTree, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
 from research.model.layers import RUNS, platform
@@ -138,7 +138,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   kept = [books.Book(m.run, m.config, m.workdir, rows[m.stream], start, m.meta, started, clock, tell if few else quiet, bar=False, share=1 / len(members))
           for m, tell in zip(members, said)]  # fmt: skip
   failed: dict[int, str] = {}
-  values = {key: jnp.asarray([_number(m.run.cfg, key) for m in members], float) for key in _differing(typed)}
+  values = _values(typed)
   which = jnp.asarray([m.stream for m in members])
   eval_keys = _stacked([jax.random.key(m.run.cfg.seed + 1) for m in members])
   eval_batch = loop.eval_batch_size(cfg, run.mesh)
@@ -272,9 +272,11 @@ def _initial(members: Sequence[Member], said: Sequence[Callable[[str], None]]) -
   return _stacked([loop.started_from(m.run, _member(state, i), tell) for i, (m, tell) in enumerate(zip(members, said))])
 
 
-def _differing(typed: Sequence[Any]) -> list[str]:
-  """The numbers of the optimizer in which the runs differ."""
-  return [key for key in numbers.NUMBERS if len({_number(cfg, key) for cfg in typed}) > 1]
+def _values(typed: Sequence[Any]) -> dict[str, Array]:
+  """The numbers of the optimizer in which the runs differ, [K] each. A schedule is float32 whatever the parameters are, so its numbers are."""
+  kind = lambda key: jnp.float32 if key.startswith("schedule.") else float
+  found = {key: [_number(cfg, key) for cfg in typed] for key in numbers.NUMBERS}
+  return {key: jnp.asarray(each, kind(key)) for key, each in found.items() if len(set(each)) > 1}
 
 
 def _number(cfg: Any, key: str) -> Any:

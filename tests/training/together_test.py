@@ -165,6 +165,17 @@ def test_every_number_may_be_an_array(key):
     assert np.abs(plain["up"]["kernel"] - other["up"]["kernel"]).max() > 1e-3 * np.abs(plain["up"]["kernel"]).max()
 
 
+def test_in_float64_too_a_rate_is_the_very_one_that_a_run_has_alone():
+  with jax.enable_x64(True):
+    typed = [configs.typed(member("", 0, 0, peak, decay)) for peak, decay in ((1e-2, 0.1), (3e-3, 0.3), (7e-4, 0.2))]
+    values = together._values(typed)
+    assert values.keys() == {"schedule.peak", "weight_decay"} and values["weight_decay"].dtype == np.float64
+    for i, cfg in enumerate(typed):
+      own = numbers.replaced(typed[0].optimizer, {key: each[i] for key, each in values.items()})
+      mine, theirs = (np.asarray(configs.make(each.schedule, 12)(np.arange(12))) for each in (own, cfg.optimizer))
+      assert mine.dtype == theirs.dtype == np.float32 and (mine == theirs).all()
+
+
 # --- the command -------------------------------------------------------------------------------------------------------------
 
 
