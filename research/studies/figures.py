@@ -129,11 +129,13 @@ def band(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, n
 
 def view(bands: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> tuple[float, float]:
   """What of the scores to show. Where most of them fall, steeply at the start: what is below the highest place of these after a fifth of the way, which cuts off an
-  arm that diverges; else all."""
+  arm that diverges; else all, as where no curve has three places there."""
   start, end = min(x[0] for x, *_ in bands), max(x[-1] for x, *_ in bands)
   falling = [found for found in bands if found[2][0] >= found[2][-1]]
   fall = 2 * len(falling) >= len(bands)
-  later = [(low[late], high[late]) for x, low, _, high in (falling if fall else bands) if (late := x >= start + (0.2 if fall else 0.0) * (end - start)).any()]
+  fifth = start + 0.2 * (end - start)
+  first = fifth if fall and max((x >= fifth).sum() for x, *_ in falling) > 2 else start
+  later = [(low[late], high[late]) for x, low, _, high in (falling if fall else bands) if (late := x >= first).any()]
   bottom = min(float(low.min()) for low, _ in later)
   top = max(float(high[0] if fall else high.max()) for _, high in later)
   edge = 0.05 * (top - bottom) or 0.05

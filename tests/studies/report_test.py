@@ -408,6 +408,7 @@ def test_an_arm_that_diverges_does_not_flatten_the_others():
   assert 4 < low < 5 and 9 < high < 10, "the first fifth is cut off, and what diverges"
   assert figures.view([diverges, (x, *[x] * 3), falls])[1] > 1e12, "of rising scores everything is shown"
   assert figures.view([(np.array([2.0]), *[np.array([3.0])] * 3)]) == (2.95, 3.05)
+  assert figures.view([(x[:3], *[10 - x[:3]] * 3)])[1] > 10, "three places are no steep start"
 
 
 def test_names_that_mean_something_to_matplotlib_are_drawn(tmp_path):
