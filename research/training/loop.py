@@ -37,7 +37,7 @@ from research.parallel import distributed
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import book as books
-from research.training import experiment, throughput, watch
+from research.training import experiment, steps, throughput, watch
 from research.training.checkpoint import Checkpoints
 from research.training.restore import check_same, heads_matched
 from research.training.step import make_train_step
@@ -226,75 +226,42 @@ def _train(config, workdir: str, say: Callable[[str], None], profile: range, unt
   eval_batch = eval_batch_size(cfg, run.mesh)
   eval_key = jax.random.key(cfg.seed + 1)
   book = books.Book(run, config, workdir, rows, start, meta, started, clock, say, leads)
-  first_step = None
+  first_step, peak = None, 0.0
   traced_soon = start < last  # else it was killed between its last checkpoint and the summary
-  work = 0.0 if traced_soon and _counts(run) else operations(run)[0]
+  flop = 0.0 if traced_soon and _counts(run) else operations(run)[0]
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, last) as batches:
     train_step = jitted_step(run)
     eval_step = jax.jit(loss_eval.make_step(run.apply, run.objective))
-    peak, compiled = (0.0, ""), None
-    step, pace = start, throughput.Pace()
 
-    def report() -> None:
-      """Writes the metrics of the step before; by now the device has moved on, so nothing waits."""
-      if (line := pace.take()) is not None:
-        book.train(*line, work, peak[0] * devices)
+    def compile_step(state: TrainState, batch: Batch):  # one trace serves the count of operations and the compilation
+      nonlocal flop
+      traced = train_step.trace(state, batch)
+      flop = flop or operations(run, traced.jaxpr)[0]
+      return traced.lower().compile()
 
-    if step == 0 and 0 in cfg.checkpoint.steps and meta is None:
-      checkpoints.save(state, book.record(0), None)
-    for batch in batches:
-      if compiled is None:  # one trace serves the count of operations and the compilation
-        clock.enter("compile")
-        traced = train_step.trace(state, batch)
-        work = work or operations(run, traced.jaxpr)[0]
-        compiled = traced.lower().compile()
-        clock.enter("train")
-      if step in profile and step == profile.start:
-        jax.profiler.start_trace(os.path.join(workdir, "profile"))
-      state, metrics = compiled(state, batch)
-      step += 1
-      clock.beat(step)
-      if step == profile.stop and len(profile):
-        jax.block_until_ready(state)
-        jax.profiler.stop_trace()
-      if first_step is None:
-        jax.block_until_ready(state.step)
-        first_step = time.perf_counter() - started
-        peak = throughput.peak(jax.local_devices()[0])
-        say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step · peak {peak[0] * devices / 1e9:,.0f} GFLOP/s ({peak[1]})")
-        pace.start(step)
-      report()
-      if step % cfg.log.every == 0 or step in (1, cfg.steps):
-        pace.hold(step, metrics)
-      done = step == last
-      ending = stop.wanted(step) or done
-      evaluate, kept = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
-      if not (evaluate or kept):
-        continue
-      report()
-      jax.block_until_ready(state.step)
-      pause = time.perf_counter()
-      loss = None
-      if evaluate:
-        clock.enter("evaluate")
-        average = optimizers.ema_params(state.opt_state)
-        params = state.params if average is None else average
-        valid = loss_eval.run(eval_step, params, run.objective, rows.valid, eval_batch, run.mesh, eval_key, state.step)
-        loss = valid["loss"]
-        book.valid(step, valid)
-      if kept:
-        clock.enter("save")
-        checkpoints.save(state, book.record(step), loss)
-      clock.enter("train")
-      pace.pause(time.perf_counter() - pause)
-      if ending:
-        break
+    def begun() -> None:
+      nonlocal first_step, peak
+      first_step = time.perf_counter() - started
+      each, source = throughput.peak(jax.local_devices()[0])
+      peak = each * devices
+      say(f"first step after {first_step:.1f} s · {flop:.3g} FLOPs a step · peak {peak / 1e9:,.0f} GFLOP/s ({source})")
+
+    def evaluate(step: int, state: TrainState) -> float:
+      valid = loss_eval.run(eval_step, steps.evaluated_params(state), run.objective, rows.valid, eval_batch, run.mesh, eval_key, state.step)
+      book.valid(step, valid)
+      return valid["loss"]
+
+    save = lambda step, state, loss: checkpoints.save(state, book.record(step), loss)
+    if meta is None and 0 in cfg.checkpoint.steps:
+      save(0, state, None)
+    work = steps.Work(compile_step, begun, lambda *line: book.train(*line, flop, peak), evaluate, save)
+    state, step = steps.drive(cfg, state, start, last, batches, work, clock, stop, profile, workdir)
   clock.enter("save")
   checkpoints.close()
   book.close()
   stopped_by = None if step >= last else signal.Signals(stop.signal).name
-  return book.summary(step, work, first_step, int(guard.skipped(state.opt_state)), stopped_by) if leads else {"step": step, "stopped_by": stopped_by}
+  return book.summary(step, flop, first_step, int(guard.skipped(state.opt_state)), stopped_by) if leads else {"step": step, "stopped_by": stopped_by}
 
 
 def last_step(cfg: experiment.Config, until: int | None) -> int:

@@ -28,11 +28,10 @@ from research.data import stream
 from research.evals import loss as loss_eval
 from research.model.layers import RUNS, platform
 from research.optim import guard, numbers
-from research.optim import optimizer as optimizers
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import book as books
-from research.training import loop, throughput, watch
+from research.training import loop, steps, throughput, watch
 from research.training.checkpoint import Checkpoints
 from research.training.stop import Stop
 from research.training.workdir import claimed
@@ -142,87 +141,61 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   which = jnp.asarray([m.stream for m in members])
   eval_keys = _stacked([jax.random.key(m.run.cfg.seed + 1) for m in members])
   eval_batch = loop.eval_batch_size(cfg, run.mesh)
-  first_step, work = None, loop.operations(run)[0]
+  first_step, peak, flop = None, 0.0, loop.operations(run)[0]
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, last) as batches:
     over = _over(platform())
     advance = jax.jit(functools.partial(_advance, run, over), donate_argnums=0)
     score = jax.jit(functools.partial(_score, loss_eval.make_step(run.apply, run.objective), over))
-    peak, compiled = (0.0, ""), None
-    step, pace = start, throughput.Pace()
 
-    def report() -> None:
-      """Writes the metrics of the step before, of every run."""
-      if (line := pace.take()) is None:
-        return
-      at, metrics, speed = line
+    def compile_step(state: TrainState, batch: tuple[Batch, ...]):
+      compiled = advance.lower(state, values, which, batch).compile()
+      return lambda state, batch: compiled(state, values, which, batch)
+
+    def begun() -> None:
+      nonlocal first_step, peak
+      first_step = time.perf_counter() - started
+      peak, source = throughput.peak(jax.local_devices()[0])
+      say(f"first step after {first_step:.1f} s · {flop:.3g} FLOPs a step and run · peak {peak / 1e9:,.0f} GFLOP/s ({source})")
+
+    def report(step: int, metrics: Any, speed: float | None) -> None:
       for i, book in enumerate(kept):
         if i not in failed:
           try:
-            book.train(at, _member(metrics, i), speed, work, peak[0])
+            book.train(step, _member(metrics, i), speed, flop, peak)
           except UserError as error:
             failed[i] = str(error)
-            said[i](f"FAILED at step {at}: {error}")
+            said[i](f"FAILED at step {step}: {error}")
       losses = [float(metrics["loss"][i]) for i in range(len(kept)) if i not in failed]
       if losses and not few:
         fast = f"  {len(kept) * speed * cfg.batch_size:,.0f} rows/s" if speed else ""
-        say(f"step {at:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}{fast}")
+        say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}{fast}")
 
-    def save(losses: dict[int, float]) -> None:
+    def evaluate(step: int, state: TrainState) -> dict[int, float]:
+      losses, params = {}, steps.evaluated_params(state)
+      for index, each in enumerate(rows):
+        readers = [i for i, m in enumerate(members) if m.stream == index]
+        theirs = (lambda tree: tree) if len(rows) == 1 else functools.partial(_member, i=jnp.asarray(readers))
+        sums = loss_eval.sums(score, theirs(params), each.valid, eval_batch, run.mesh, theirs(eval_keys), theirs(state.step))
+        for place, i in enumerate(readers):
+          if i not in failed:
+            valid = loss_eval.values(run.objective, _member(sums, place))
+            kept[i].valid(step, valid)
+            losses[i] = valid["loss"]
+      if losses and not few:
+        best = min(losses, key=losses.get)
+        say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  valid  loss {losses[best]:.4f} … {max(losses.values()):.4f}, the least of run {best}")
+      return losses
+
+    def save(step: int, state: TrainState, losses: dict[int, float] | None) -> None:
       for i, (m, book) in enumerate(zip(members, kept)):
         if i not in failed:
-          m.checkpoints.save(_member(state, i), book.record(step), losses.get(i))
+          m.checkpoints.save(_member(state, i), book.record(step), (losses or {}).get(i))
 
-    if step == 0 and 0 in cfg.checkpoint.steps and metas[0] is None:
-      save({})
-    for batch in batches:
-      if compiled is None:
-        clock.enter("compile")
-        compiled = advance.lower(state, values, which, batch).compile()
-        clock.enter("train")
-      state, metrics = compiled(state, values, which, batch)
-      step += 1
-      clock.beat(step)
-      if first_step is None:
-        jax.block_until_ready(state.step)
-        first_step = time.perf_counter() - started
-        peak = throughput.peak(jax.local_devices()[0])
-        say(f"first step after {first_step:.1f} s · {work:.3g} FLOPs a step and run · peak {peak[0] / 1e9:,.0f} GFLOP/s ({peak[1]})")
-        pace.start(step)
-      report()
-      if step % cfg.log.every == 0 or step in (1, cfg.steps):
-        pace.hold(step, metrics)
-      done = step == last
-      ending = stop.wanted(step) or done or len(failed) == len(kept)
-      evaluate, keep = step % cfg.evaluate.every == 0 or done, step % cfg.checkpoint.every == 0 or step in cfg.checkpoint.steps or ending
-      if not (evaluate or keep):
-        continue
-      report()
-      jax.block_until_ready(state.step)
-      pause, losses = time.perf_counter(), {}
-      if evaluate:
-        clock.enter("evaluate")
-        average = optimizers.ema_params(state.opt_state)
-        params = state.params if average is None else average
-        for index, each in enumerate(rows):
-          readers = [i for i, m in enumerate(members) if m.stream == index]
-          theirs = (lambda tree: tree) if len(rows) == 1 else functools.partial(_member, i=jnp.asarray(readers))
-          sums = loss_eval.sums(score, theirs(params), each.valid, eval_batch, run.mesh, theirs(eval_keys), theirs(state.step))
-          for place, i in enumerate(readers):
-            if i not in failed:
-              valid = loss_eval.values(run.objective, _member(sums, place))
-              kept[i].valid(step, valid)
-              losses[i] = valid["loss"]
-        if losses and not few:
-          best = min(losses, key=losses.get)
-          say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  valid  loss {losses[best]:.4f} … {max(losses.values()):.4f}, the least of run {best}")
-      if keep:
-        clock.enter("save")
-        save(losses)
-      clock.enter("train")
-      pace.pause(time.perf_counter() - pause)
-      if ending:
-        break
+    if metas[0] is None and 0 in cfg.checkpoint.steps:
+      save(0, state, None)
+    work = steps.Work(compile_step, begun, report, evaluate, save, lambda: len(failed) == len(kept))
+    state, step = steps.drive(cfg, state, start, last, batches, work, clock, stop)
   clock.enter("save")
   stopped_by = None if step >= last or len(failed) == len(kept) else signal.Signals(stop.signal).name
   skipped = jax.device_get(guard.skipped(state.opt_state))
@@ -230,7 +203,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   for i, (m, book) in enumerate(zip(members, kept)):
     m.checkpoints.close()
     book.close()
-    ended.append(Outcome({} if i in failed else book.summary(step, work, first_step, int(skipped[i]), stopped_by), failed.get(i)))
+    ended.append(Outcome({} if i in failed else book.summary(step, flop, first_step, int(skipped[i]), stopped_by), failed.get(i)))
   return ended
 
 
