@@ -260,5 +260,5 @@ def _environment(results: Results) -> list[Block]:
                  " ".join(f"{kind} {joules / 1000:,.1f}" for kind, joules in (s.get("energy_joules") or {}).items()) or "–"])  # fmt: skip
   total = sum(run.summary.get("wall_seconds") or 0.0 for run in runs)
   made = ", ".join([f"Python {platform.python_version()}", *(f"{name} {metadata.version(name)}" for name in ("numpy", "scipy", "matplotlib"))])
-  return [Heading(f"{results.study['name']}: times and machines", 1), Text(f"{len(runs)} runs took {total:,.0f} s in all. This page is no part of what a second writing of the report reproduces."),
-          Table(head, rows, 5, "Energy: by the machine's own counters, of CPU packages and GPUs with all that ran on them; – where none can be read."), Text(f"Report written with {made} on {platform.system()} {platform.machine()}.")]  # fmt: skip
+  return [Heading(f"{results.study['name']}: times and machines", 1), Text(f"The wall times of {len(runs)} runs add up to {total:,.0f} s, those of runs at one time counted each. This page is no part of what a second writing of the report reproduces."),
+          Table(head, rows, 5, "Runs at one time, in one program or on one device, share its speed: tokens/s and MFU are each one's own. Energy: by the machine's own counters, of CPU packages and GPUs with all that ran on them; – where none can be read."), Text(f"Report written with {made} on {platform.system()} {platform.machine()}.")]  # fmt: skip

@@ -193,7 +193,7 @@ def test_times_and_machines_stand_apart(tmp_path):
   for name in ("report.md", "report.html", "results.csv", "table.tex", "environment.md"):
     assert ((tmp_path / "again" / name).read_bytes() == (whole / name).read_bytes()) == (name != "environment.md"), name
   page = (tmp_path / "again" / "environment.md").read_text(encoding="utf-8")
-  assert "4 × TPU v5" in page and "900,000 s in all" in page and "50.0%" in page and "Python 3." in page
+  assert "4 × TPU v5" in page and "add up to 900,000 s" in page and "50.0%" in page and "Python 3." in page
 
 
 # --- studies of other kinds --------------------------------------------------------------------------------------------------
