@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
-from research.core.errors import UserError
+from research.core.errors import UserError, full_device
 from research.parallel.meeting import STATUS_LOST, Meeting, leave
 
 T = TypeVar("T")
@@ -138,6 +138,8 @@ def _fail(meeting: Meeting, process: int, error: BaseException) -> None:
   text = whole[:300]
   if isinstance(error, UserError):
     status, message, told = 2, str(error), f"process {process}: {error}"
+  elif (full := full_device(error)) is not None:
+    status, message, told = 2, full, f"process {process}: {full}"
   elif isinstance(error, KeyboardInterrupt):
     status, message, told = 130, "interrupted", f"process {process} was interrupted"
   elif isinstance(error, jax.errors.JaxRuntimeError) and any(sign in whole for sign in ("Gloo", "NCCL", "UNAVAILABLE", "onnection")):

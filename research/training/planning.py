@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from research.core.errors import UserError
+from research.core.errors import UserError, memory_exhausted
 from research.core.trees import size
 from research.core.types import Vocab
 from research.data import tokenizer
@@ -164,10 +164,6 @@ def held(stats: Any) -> dict[str, int]:
            (("arguments", "argument"), ("outputs", "output"), ("aliased", "alias"), ("temporaries", "temp"), ("code", "generated_code"))}  # fmt: skip
   whole = parts["arguments"] + parts["outputs"] - parts["aliased"] + parts["temporaries"]
   return parts | {"peak": max(whole, int(getattr(stats, "peak_memory_in_bytes", 0)))}
-
-
-def memory_exhausted(message: str) -> bool:
-  return "RESOURCE_EXHAUSTED" in message or "Ran out of memory" in message
 
 
 def exceeded(message: str) -> int | None:

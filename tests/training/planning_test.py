@@ -11,7 +11,7 @@ import pytest
 from benchmarks import atlas
 from research import plan as command
 from research.core import config as configs
-from research.core.errors import UserError
+from research.core.errors import UserError, memory_exhausted
 from research.core.overrides import load
 from research.core.trees import size
 from research.parallel import collectives, topology
@@ -53,8 +53,8 @@ def test_recomputation_costs_operations_that_are_not_credited_and_fsdp_keeps_les
   ],
 )
 def test_what_the_compiler_says_of_a_full_memory(message, over):
-  assert planning.memory_exhausted(message) and planning.exceeded(message) == (over and pytest.approx(over, rel=1e-3))
-  assert not planning.memory_exhausted("INVALID_ARGUMENT: Used 1.0G of 2.0G")
+  assert memory_exhausted(message) and planning.exceeded(message) == (over and pytest.approx(over, rel=1e-3))
+  assert not memory_exhausted("INVALID_ARGUMENT: Used 1.0G of 2.0G")
 
 
 def test_an_involuntary_rematerialisation_names_the_rules():
