@@ -101,11 +101,15 @@ def fresh(run: Run, key: Array) -> TrainState:
   return _state(nn.unbox(transformer.init(run.model, init_key)), run.optimizer, run_key)
 
 
+def initializer(run: Run) -> Callable[[Array], TrainState]:
+  """A key -> a fresh state, every array made where it lives. Call it under the mesh and RULES."""
+  return jax.jit(functools.partial(fresh, run), out_shardings=jax.tree.map(lambda s: s.sharding, run.state))
+
+
 def initial_state(run: Run, say: Callable[[str], None] = print) -> TrainState:
-  """A fresh state, every array made where it lives; the same values on every mesh."""
-  shardings = jax.tree.map(lambda s: s.sharding, run.state)
+  """A fresh state; the same values on every mesh."""
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
-    state = jax.jit(functools.partial(fresh, run), out_shardings=shardings)(jax.random.key(run.cfg.seed))
+    state = initializer(run)(jax.random.key(run.cfg.seed))
   return started_from(run, state, say)
 
 
@@ -150,8 +154,12 @@ def logged_step(run: Run):
 
 def jitted_step(run: Run):
   """`logged_step`, jitted, its state donated. Trace it under the mesh and RULES."""
-  shardings, everywhere = jax.tree.map(lambda s: s.sharding, run.state), jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
-  return jax.jit(logged_step(run), donate_argnums=0, out_shardings=(shardings, everywhere))
+  return jax.jit(logged_step(run), donate_argnums=0, out_shardings=step_shardings(run))
+
+
+def step_shardings(run: Run) -> PyTree:
+  """Of what `logged_step` gives: the state's, and metrics everywhere."""
+  return jax.tree.map(lambda s: s.sharding, run.state), jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec())
 
 
 def check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str], None]) -> None:

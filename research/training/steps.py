@@ -19,7 +19,7 @@ from research.training.stop import Stop
 
 
 class Work(NamedTuple):
-  """What a loop does, each part called where it is due."""
+  """What a loop does, each part called where it is due. The state is one run's, or what holds those of several (`abreast`)."""
 
   compile: Callable[[TrainState, Batch], Callable[[TrainState, Batch], tuple[TrainState, Any]]]  # the step, which gives metrics too and may take the state's buffers
   begun: Callable[[], None]  # the first step is through
@@ -60,7 +60,7 @@ def drive(cfg: experiment.Config, state: TrainState, start: int, last: int, batc
       jax.block_until_ready(state)
       jax.profiler.stop_trace()
     if step == start + 1:
-      jax.block_until_ready(state.step)
+      jax.block_until_ready(state)
       work.begun()
       pace.start(step)
     report()
@@ -72,7 +72,7 @@ def drive(cfg: experiment.Config, state: TrainState, start: int, last: int, batc
     if not (evaluated or kept):
       continue
     report()
-    jax.block_until_ready(state.step)
+    jax.block_until_ready(state)
     pause, losses = time.perf_counter(), None
     if evaluated:
       clock.enter("evaluate")

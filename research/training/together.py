@@ -1,7 +1,6 @@
 """Many runs in one program: K models that differ only in seeds and in numbers of the optimizer are trained by one compiled step.
 
-The states are stacked, and the step goes over them: one after the other on a CPU (`lax.map`; side by side they would gain nothing there), side by side on an
-accelerator (`vmap`). A batch is read once for all that share data.seed. Each run has its own folder as if it had been trained alone, checkpoints too, so
+They take turns on a CPU, and go side by side on an accelerator (`abreast`). A batch is read once for all that share data.seed. Each run has its own folder as if it had been trained alone, checkpoints too, so
 research.train can go on with it, and this can go on with runs of research.train that stand at one step.
 """
 
@@ -23,15 +22,16 @@ import jax.numpy as jnp
 
 from research.core import config as configs
 from research.core.errors import UserError
-from research.core.types import Array, Batch, PyTree, TrainState
+from research.core.types import Array, Batch, TrainState
 from research.data import stream
 from research.evals import loss as loss_eval
-from research.model.layers import RUNS, platform
+from research.model.layers import platform
 from research.optim import guard, numbers
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import book as books
 from research.training import loop, steps, throughput, watch
+from research.training.abreast import Abreast, InTurn, SideBySide
 from research.training.checkpoint import Checkpoints
 from research.training.stop import Stop
 from research.training.workdir import claimed
@@ -123,7 +123,9 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   if run.mesh.devices.size > 1:
     raise UserError(f"runs of one program share one device, and the mesh has {run.mesh.devices.size}: set the mesh's axes to 1, or show the process one device alone.")
 
-  state = _initial(members, said) if start is None else _stacked([each.restore(run.state, start) for each in checkpoints])
+  with jax.set_mesh(run.mesh):
+    abreast = InTurn() if platform() == "cpu" else SideBySide()
+  state = abreast.gather(_initial(members, said) if start is None else [each.restore(run.state, start) for each in checkpoints])
   start = start or 0
   say(f"{len(members)} runs in one program, each: {loop.introduced(run)}" + (f" · resumed at step {start}" if start else ""))
   if start >= last and all(books.read_summary(workdir).get("step", 0) >= last for workdir in workdirs):
@@ -137,20 +139,14 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
   kept = [books.Book(m.run, m.config, m.workdir, rows[m.stream], start, m.meta, started, clock, tell if few else quiet, bar=False, share=1 / len(members))
           for m, tell in zip(members, said)]  # fmt: skip
   failed: dict[int, str] = {}
-  values = _values(typed)
-  which = jnp.asarray([m.stream for m in members])
-  eval_keys = _stacked([jax.random.key(m.run.cfg.seed + 1) for m in members])
+  values = abreast.gather(_values(typed))
+  eval_keys = abreast.gather([jax.random.key(m.run.cfg.seed + 1) for m in members])
   eval_batch = loop.eval_batch_size(cfg, run.mesh)
   first_step, peak, flop = None, 0.0, loop.operations(run)[0]
 
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES), Stop() as stop, clock, stream.prefetch(batch_of, start, last) as batches:
-    over = _over(platform())
-    advance = jax.jit(functools.partial(_advance, run, over), donate_argnums=0)
-    score = jax.jit(functools.partial(_score, loss_eval.make_step(run.apply, run.objective), over))
-
-    def compile_step(state: TrainState, batch: tuple[Batch, ...]):
-      compiled = advance.lower(state, values, which, batch).compile()
-      return lambda state, batch: compiled(state, values, which, batch)
+    compile_step = functools.partial(_compiled, abreast, run, values, [m.stream for m in members])
+    score = abreast.score(loss_eval.make_step(run.apply, run.objective))
 
     def begun() -> None:
       nonlocal first_step, peak
@@ -162,24 +158,24 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
       for i, book in enumerate(kept):
         if i not in failed:
           try:
-            book.train(step, _member(metrics, i), speed, flop, peak)
+            book.train(step, abreast.member(metrics, i), speed, flop, peak)
           except UserError as error:
             failed[i] = str(error)
             said[i](f"FAILED at step {step}: {error}")
-      losses = [float(metrics["loss"][i]) for i in range(len(kept)) if i not in failed]
+      losses = [float(abreast.member(metrics, i)["loss"]) for i in range(len(kept)) if i not in failed]
       if losses and not few:
         fast = f"  {len(kept) * speed * cfg.batch_size:,.0f} rows/s" if speed else ""
         say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}{fast}")
 
-    def evaluate(step: int, state: TrainState) -> dict[int, float]:
-      losses, params = {}, steps.evaluated_params(state)
+    def evaluate(step: int, state: Any) -> dict[int, float]:
+      losses, params, at = {}, abreast.part(steps.evaluated_params, state), abreast.part(lambda each: each.step, state)
       for index, each in enumerate(rows):
         readers = [i for i, m in enumerate(members) if m.stream == index]
-        theirs = (lambda tree: tree) if len(rows) == 1 else functools.partial(_member, i=jnp.asarray(readers))
-        sums = loss_eval.sums(score, theirs(params), each.valid, eval_batch, run.mesh, theirs(eval_keys), theirs(state.step))
+        theirs = (lambda all_: all_) if len(rows) == 1 else functools.partial(abreast.chosen, runs=readers)
+        sums = loss_eval.sums(score, theirs(params), each.valid, eval_batch, run.mesh, theirs(eval_keys), theirs(at))
         for place, i in enumerate(readers):
           if i not in failed:
-            valid = loss_eval.values(run.objective, _member(sums, place))
+            valid = loss_eval.values(run.objective, abreast.member(sums, place))
             kept[i].valid(step, valid)
             losses[i] = valid["loss"]
       if losses and not few:
@@ -187,10 +183,10 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
         say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  valid  loss {losses[best]:.4f} … {max(losses.values()):.4f}, the least of run {best}")
       return losses
 
-    def save(step: int, state: TrainState, losses: dict[int, float] | None) -> None:
+    def save(step: int, state: Any, losses: dict[int, float] | None) -> None:
       for i, (m, book) in enumerate(zip(members, kept)):
         if i not in failed:
-          m.checkpoints.save(_member(state, i), book.record(step), (losses or {}).get(i))
+          m.checkpoints.save(abreast.member(state, i), book.record(step), (losses or {}).get(i))
 
     if metas[0] is None and 0 in cfg.checkpoint.steps:
       save(0, state, None)
@@ -198,7 +194,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
     state, step = steps.drive(cfg, state, start, last, batches, work, clock, stop)
   clock.enter("save")
   stopped_by = None if step >= last or len(failed) == len(kept) else signal.Signals(stop.signal).name
-  skipped = jax.device_get(guard.skipped(state.opt_state))
+  skipped = jax.device_get(abreast.part(lambda each: guard.skipped(each.opt_state), state))
   ended = []
   for i, (m, book) in enumerate(zip(members, kept)):
     m.checkpoints.close()
@@ -210,59 +206,35 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
 # --- the program -------------------------------------------------------------------------------------------------------------
 
 
-def _over(where: str) -> Callable:
-  """How one program goes over K runs: (function, trees with a leading axis of K) -> what it gives, stacked."""
-  if where == "cpu":
-    return lambda function, *trees: jax.lax.map(lambda each: function(*each), trees)
-  return lambda function, *trees: jax.vmap(function, axis_name=RUNS)(*trees)
+def _compiled(abreast: Abreast, run: loop.Run, values: Any, which: Sequence[int], states: Any, batches: Sequence[Batch]) -> Callable:
+  """The step of every run: `loop.logged_step` with that run's numbers."""
+
+  def step(state: TrainState, own: dict[str, Any], batch: Batch):
+    cfg = dataclasses.replace(run.cfg, optimizer=numbers.replaced(run.cfg.optimizer, own))
+    return loop.logged_step(run._replace(cfg=cfg, optimizer=configs.make(cfg.optimizer, cfg.steps)))(state, batch)
+
+  return abreast.compiled(step, loop.step_shardings(run), states, values, which, batches)
 
 
-def _advance(run: loop.Run, over: Callable, state: TrainState, values: dict[str, Any], which: Any, batches: tuple[Batch, ...]) -> tuple[TrainState, Any]:
-  """The step of every run: `loop.logged_step` with that run's numbers, on that run's batch."""
-  stacked = batches[0] if len(batches) == 1 else jax.tree.map(lambda *parts: jnp.stack(parts), *batches)
-
-  def one(state: TrainState, values: dict[str, Any], which: Any):
-    cfg = dataclasses.replace(run.cfg, optimizer=numbers.replaced(run.cfg.optimizer, values))
-    own = run._replace(cfg=cfg, optimizer=configs.make(cfg.optimizer, cfg.steps))
-    return loop.logged_step(own)(state, stacked if len(batches) == 1 else jax.tree.map(lambda x: x[which], stacked))
-
-  return over(one, state, values, which)
-
-
-def _score(step: Callable, over: Callable, params: PyTree, batch: Batch, keys: Any, at: Any):
-  """An evaluation's sums over a batch, of every run."""
-  return over(lambda params, key, at: step(params, batch, key, at), params, keys, at)
-
-
-def _initial(members: Sequence[Member], said: Sequence[Callable[[str], None]]) -> TrainState:
-  """The runs' fresh states, stacked: of each the values that it has alone."""
+def _initial(members: Sequence[Member], said: Sequence[Callable[[str], None]]) -> list[TrainState]:
+  """The runs' fresh states: of each the values that it has alone."""
   run = members[0].run
-  keys = _stacked([jax.random.key(m.run.cfg.seed) for m in members])
   with jax.set_mesh(run.mesh), nn.logical_axis_rules(RULES):
-    state = jax.jit(functools.partial(_over("cpu"), lambda key: loop.fresh(run, key)))(keys)
-    if run.cfg.init_from is None and all(m.run.cfg.init_from is None for m in members):
-      return state
-  return _stacked([loop.started_from(m.run, _member(state, i), tell) for i, (m, tell) in enumerate(zip(members, said))])
+    make = loop.initializer(run)
+    states = [make(jax.random.key(m.run.cfg.seed)) for m in members]
+  return [loop.started_from(m.run, state, tell) for m, state, tell in zip(members, states, said)]
 
 
-def _values(typed: Sequence[Any]) -> dict[str, Array]:
-  """The numbers of the optimizer in which the runs differ, [K] each. A schedule is float32 whatever the parameters are, so its numbers are."""
+def _values(typed: Sequence[Any]) -> list[dict[str, Array]]:
+  """Of each run the numbers of the optimizer in which the runs differ. A schedule is float32 whatever the parameters are, so its numbers are."""
   kind = lambda key: jnp.float32 if key.startswith("schedule.") else float
-  found = {key: [_number(cfg, key) for cfg in typed] for key in numbers.NUMBERS}
-  return {key: jnp.asarray(each, kind(key)) for key, each in found.items() if len(set(each)) > 1}
+  differing = [key for key in numbers.NUMBERS if len({_number(cfg, key) for cfg in typed}) > 1]
+  return [{key: jnp.asarray(_number(cfg, key), kind(key)) for key in differing} for cfg in typed]
 
 
 def _number(cfg: Any, key: str) -> Any:
   outer, _, inner = key.rpartition(".")
   return getattr(getattr(cfg.optimizer, outer) if outer else cfg.optimizer, inner, None)
-
-
-def _member(tree: PyTree, i: Any) -> PyTree:
-  return jax.tree.map(lambda x: x[i], tree)
-
-
-def _stacked(trees: Sequence[PyTree]) -> PyTree:
-  return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
 
 
 # --- folders -----------------------------------------------------------------------------------------------------------------

@@ -108,8 +108,8 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monke
   initial = together._initial
 
   def poisoned(members, said):
-    state = initial(members, said)
-    return state.replace(params=jax.tree.map(lambda x: x.at[1].set(np.nan), state.params))
+    good, bad = initial(members, said)
+    return [good, bad.replace(params=jax.tree.map(lambda x: x.at[:].set(np.nan), bad.params))]
 
   monkeypatch.setattr(together, "_initial", poisoned)
   said, runs = [], [member(data, *run) for run in RUNS[:2]]
@@ -169,9 +169,9 @@ def test_in_float64_too_a_rate_is_the_very_one_that_a_run_has_alone():
   with jax.enable_x64(True):
     typed = [configs.typed(member("", 0, 0, peak, decay)) for peak, decay in ((1e-2, 0.1), (3e-3, 0.3), (7e-4, 0.2))]
     values = together._values(typed)
-    assert values.keys() == {"schedule.peak", "weight_decay"} and values["weight_decay"].dtype == np.float64
-    for i, cfg in enumerate(typed):
-      own = numbers.replaced(typed[0].optimizer, {key: each[i] for key, each in values.items()})
+    assert values[0].keys() == {"schedule.peak", "weight_decay"} and values[0]["weight_decay"].dtype == np.float64
+    for value, cfg in zip(values, typed, strict=True):
+      own = numbers.replaced(typed[0].optimizer, value)
       mine, theirs = (np.asarray(configs.make(each.schedule, 12)(np.arange(12))) for each in (own, cfg.optimizer))
       assert mine.dtype == theirs.dtype == np.float32 and (mine == theirs).all()
 

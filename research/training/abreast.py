@@ -1,0 +1,108 @@
+"""Many runs of one program: what holds their states, and how a function of one run goes over all of them.
+
+| | states | where |
+| --- | --- | --- |
+| InTurn | a list | CPUs: side by side runs would gain nothing there |
+| SideBySide | stacked, mapped by `vmap` | accelerators, of which one small model leaves the most idle |
+
+Both compile once. `lax.map` over a stack, the other way to take turns, copies every state out of it and in again: an eighth of a small model's step on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from research.core.types import Batch, PyTree, TrainState
+from research.model.layers import RUNS
+
+Step = Callable[[TrainState, PyTree, Batch], tuple[TrainState, Any]]  # of one run: state, its numbers, its batch -> state, metrics
+Score = Callable[[PyTree, Batch, Any, Any], PyTree]  # of one run: parameters, batch, key, step -> sums
+
+
+class Abreast(Protocol):
+  """Of K runs; `all_` is what holds a tree of each."""
+
+  def gather(self, trees: Sequence[PyTree]) -> Any:
+    """Holds them all."""
+
+  def member(self, all_: Any, i: int) -> PyTree:
+    """The tree of run i."""
+
+  def chosen(self, all_: Any, runs: Sequence[int]) -> Any:
+    """Those of some runs."""
+
+  def part(self, take: Callable[[PyTree], PyTree], all_: Any) -> Any:
+    """What `take` finds in the tree of each run; it computes nothing."""
+
+  def compiled(self, step: Step, shardings: PyTree, states: Any, values: Any, which: Sequence[int], batches: Sequence[Batch]) -> Callable[[Any, Sequence[Batch]], tuple[Any, Any]]:
+    """(states, batches) -> (states, metrics), run i reading batches[which[i]]; it takes the buffers of the states, and leaves those of a run where `shardings` say."""
+
+  def score(self, score: Score) -> Callable[[Any, Batch, Any, Any], Any]:
+    """(parameters, batch, keys, steps) -> sums, all runs reading one batch."""
+
+
+class InTurn:
+  """One after the other, each with arrays of its own."""
+
+  def gather(self, trees):
+    return list(trees)
+
+  def member(self, all_, i):
+    return all_[i]
+
+  def chosen(self, all_, runs):
+    return [all_[i] for i in runs]
+
+  def part(self, take, all_):
+    return [take(tree) for tree in all_]
+
+  def compiled(self, step, shardings, states, values, which, batches):
+    one = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(states[0], values[0], batches[which[0]]).compile()
+
+    def run(states, batches):
+      ended = [one(state, own, batches[i]) for state, own, i in zip(states, values, which)]
+      return [state for state, _ in ended], [metrics for _, metrics in ended]
+
+    return run
+
+  def score(self, score):
+    one = jax.jit(score)
+    return lambda params, batch, keys, at: [one(mine, batch, key, step) for mine, key, step in zip(params, keys, at)]
+
+
+class SideBySide:
+  """Stacked along a first axis."""
+
+  def gather(self, trees):
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *trees)
+
+  def member(self, all_, i):
+    return jax.tree.map(lambda x: x[i], all_)
+
+  def chosen(self, all_, runs):
+    return jax.tree.map(lambda x: x[jnp.asarray(runs)], all_)
+
+  def part(self, take, all_):
+    return take(all_)
+
+  def compiled(self, step, shardings, states, values, which, batches):
+    del shardings  # one device holds the stack
+
+    def every(states, values, which, batches):
+      if len(batches) == 1:
+        return self._mapped(lambda state, own: step(state, own, batches[0]))(states, values)
+      stacked = self.gather(batches)
+      return self._mapped(lambda state, own, i: step(state, own, self.member(stacked, i)))(states, values, which)
+
+    one = jax.jit(every, donate_argnums=0).lower(states, values, jnp.asarray(which), tuple(batches)).compile()
+    return lambda states, batches: one(states, values, jnp.asarray(which), tuple(batches))
+
+  def score(self, score):
+    return jax.jit(lambda params, batch, keys, at: self._mapped(lambda mine, key, step: score(mine, batch, key, step))(params, keys, at))
+
+  def _mapped(self, function):
+    return jax.vmap(function, axis_name=RUNS)
