@@ -1,7 +1,7 @@
 """Many runs in one program: K models that differ only in seeds and in numbers of the optimizer are trained by one compiled step.
 
-They take turns on a CPU, and go side by side on an accelerator (`abreast`). A batch is read once for all that share data.seed. Each run has its own folder as if it had been trained alone, checkpoints too, so
-research.train can go on with it, and this can go on with runs of research.train that stand at one step.
+They take turns on a CPU, and go side by side on an accelerator (`abreast`). A batch is read once for all that share data.seed. Each run has its own folder as
+if it had been trained alone, checkpoints too, so research.train can go on with it, and this can go on with runs of research.train that stand at one step.
 """
 
 from __future__ import annotations
