@@ -110,7 +110,7 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
   free, children, told, edited = shares(parallel), [], None, False
   states = {run.address: _first(run, root) for run in runs}
   trained = {run.address for run in runs if _trained(run, root)}
-  awaits = lambda run: run.after in states and run.after not in trained  # weights; the evaluations of the run that has them may come later
+  awaits = lambda run: states.get(run.after, DONE) != DONE and run.after not in trained  # weights; the evaluations of the run that has them may come later
   try:
     with board, Stop() as stop:
       while True:
