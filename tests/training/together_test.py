@@ -93,12 +93,13 @@ def test_each_run_ends_where_it_ends_alone_though_all_were_stopped_once(data, al
   assert finished["step"] == 12 and "finished" in said[-1]
 
 
-def test_side_by_side_as_on_an_accelerator_each_ends_there_too(data, alone, tmp_path, monkeypatch):
+@pytest.mark.parametrize("other", [RUNS[0], (2, 7, 3e-3, 0.1)], ids=["another stream", "the same stream"])
+def test_side_by_side_as_on_an_accelerator_each_ends_there_too(data, alone, tmp_path, monkeypatch, other):
   monkeypatch.setattr(together, "platform", lambda: "gpu")
   calls, choose = [], core.choose
   monkeypatch.setattr(core, "choose", lambda kernel, call, binding=True: calls.append(call) or choose(kernel, call, binding))
   workdirs = [str(tmp_path / str(i)) for i in range(2)]
-  together.train([member(data, *run) for run in (RUNS[0], RUNS[-1])], workdirs, quiet)
+  together.train([member(data, *run) for run in (other, RUNS[-1])], workdirs, quiet)
   assert {call.stacked for call in calls} == {False, True} and calls[-1].stacked  # a shape is asked of one run, the steps are of both; not every kernel can
   same_run(workdirs[-1], alone[0])
 
