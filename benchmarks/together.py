@@ -1,11 +1,11 @@
 """Many runs in one program beside the same runs one after the other: time, and how far apart they end.
 
-  python -m benchmarks.together [--steps=200] [--rates=8] [--seeds=2] [--singles=16] [--dtype=float64] [--config=configs/shakespeare_char.py]
+  python -m benchmarks.together [--steps=200] [--rates=8] [--seeds=2] [--singles=16] [--config=configs/shakespeare_char.py]
 
 Learning rates from a quarter of the config's to four times it, seeds that share their data order; the data are prepared before, and runs of one kind share a cache of
 compiled programs, as in a sweep: the first compiles for all. Where fewer `singles` are run than there are runs, the mean of those after the first stands for the others, and
 it is said so. Differences are told by rate: one that is nearly too high makes much of a little rounding. On a GPU `JAX_DEFAULT_MATMUL_PRECISION=highest` compares in
-float32; its own default, TF32, rounds a product to three digits. In float64, numbers and parameters, what is left of a difference is one of the programs, not of rounding.
+float32; its own default, TF32, rounds a product to three digits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ flags.DEFINE_integer("steps", 200, "updates of a run", lower_bound=21, flag_valu
 flags.DEFINE_integer("rates", 8, "learning rates", lower_bound=2, flag_values=FLAGS)
 flags.DEFINE_integer("seeds", 2, "seeds of each", lower_bound=1, flag_values=FLAGS)
 flags.DEFINE_integer("singles", None, "runs that are made alone too; default: all", lower_bound=1, flag_values=FLAGS)
-flags.DEFINE_enum("dtype", None, ["float32", "float64"], "of the model's numbers and parameters; default: the config's", flag_values=FLAGS)
 EARLY = 20  # steps in which rounding has not grown
 
 
@@ -42,7 +41,7 @@ def main(arguments: list[str]) -> None:
     runs = [(rate, seed) for seed in range(FLAGS.seeds) for rate in rates]
     order = sorted(range(len(runs)), key=lambda i: i * 7 % len(runs))  # of the few that are made alone: of all rates
     singles = order[: FLAGS.singles or len(runs)]
-    print(f"{compare.machine()}; {len(runs)} runs of {FLAGS.steps} steps, {FLAGS.config}" + (f", {FLAGS.dtype}" if FLAGS.dtype else ""), flush=True)
+    print(f"{compare.machine()}; {len(runs)} runs of {FLAGS.steps} steps, {FLAGS.config}", flush=True)
     alone = [timed(root, "alone", ["research.train", *words(root, "alone", i, *runs[i])]) for i in singles]
     print(f"alone: {sum(alone):.1f} s for {len(alone)} runs, {min(alone):.1f} to {max(alone):.1f} s each", flush=True)
     listed = os.path.join(root, "runs.txt")
@@ -70,8 +69,7 @@ def words(root: str, kind: str, i: int, rate: float, seed: int) -> list[str]:
   from research.core.overrides import load
 
   peak = load(FLAGS.config).optimizer.schedule.peak * rate
-  numbers = [flag("model.dtype", FLAGS.dtype), flag("model.param_dtype", FLAGS.dtype)] if FLAGS.dtype else []
-  return [f"--config={FLAGS.config}", *numbers, f"--workdir={os.path.join(root, kind, str(i))}", flag("seed", seed), flag("optimizer.schedule.peak", f"{peak:.6g}"),
+  return [f"--config={FLAGS.config}", f"--workdir={os.path.join(root, kind, str(i))}", flag("seed", seed), flag("optimizer.schedule.peak", f"{peak:.6g}"),
           flag("steps", FLAGS.steps), flag("data.directory", os.path.join(root, "data")), flag("log.every", 1), flag("log.tensorboard", "false"),
           flag("evaluate.every", FLAGS.steps), flag("checkpoint.every", FLAGS.steps), flag("optimizer.schedule.warmup", FLAGS.steps // 10)]  # fmt: skip
 
@@ -82,8 +80,7 @@ def prepare(root: str) -> None:
 
 def timed(root: str, kind: str, arguments: list[str]) -> float:
   """Seconds of a command, from its start to its end."""
-  wide = {"JAX_ENABLE_X64": "1"} if FLAGS.dtype == "float64" else {}
-  env = {**os.environ, **wide, "JAX_COMPILATION_CACHE_DIR": os.path.join(root, f"cache_{kind}"), "PYTHONPATH": os.pathsep.join(filter(None, (compare.ROOT, os.environ.get("PYTHONPATH"))))}
+  env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": os.path.join(root, f"cache_{kind}"), "PYTHONPATH": os.pathsep.join(filter(None, (compare.ROOT, os.environ.get("PYTHONPATH"))))}
   started = time.perf_counter()
   run = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=False, env=env, cwd=compare.ROOT)
   if run.returncode:

@@ -6,7 +6,7 @@ Leaves DIR/study.json (the question, the arms, every run with its command), DIR/
 DIR/data. A run's address is a hash of its config, its data and its code, so the same command again runs what is not done, resumes what was killed and
 tries again what failed. SIGTERM and Ctrl-C stop the runs, which save.
 
-  local     on this machine, in N processes at a time, each with its share of the GPUs (of one GPU its memory) or, without any, of the cores; with a live
+  local     on this machine, in N processes at a time, each with its share of the GPUs (or of one GPU's memory) or, without any, of the cores; with a live
             table; evaluations after each run.
             With --together=K a process trains up to K runs that differ only in seeds and numbers of the optimizer in one program (research.together):
             compiled once, and side by side on an accelerator

@@ -49,7 +49,7 @@ def main(size: str = "small", folder: str = "runs/objectives") -> None:
   pretraining = read(f"{folder}/{size}")
   head = ["arm", "steps", "tokens, million", "BLiMP", "probing SST-2", *(name for name, _ in TASKS.values())]
   rows = []
-  for arm in [*pretraining.arms, "random"]:
+  for arm in [*pretraining.arms, *(["random"] if any(studies.values()) else [])]:
     own = [f"{pretraining.cost(arm, 'step'):,.0f}", f"{pretraining.cost(arm, 'tokens') / 1e6:.1f}"] if arm in pretraining.arms else ["0", "0"]
     rows.append([arm, *own, cell(pretraining, arm, BLIMP), cell(pretraining, arm, PROBE), *(cell(studies[task], arm, metric) for task, (_, metric) in TASKS.items())])
   columns = published()
@@ -58,7 +58,7 @@ def main(size: str = "small", folder: str = "runs/objectives") -> None:
   paradigms = [[uid, *(cell(pretraining, arm, f"evaluations.minimal_pairs.{uid}").partition(" ")[0].rstrip(",") for arm in likely), *(f"{row[name]:.1f}" for name in mean)] for uid, row in sorted(columns.items())]
   text = [
       table(head, rows),
-      "Means over seeds with 95 % t intervals; BLiMP: 100 pairs of each of 23 paradigms; `random`: fine-tuned without pretraining. Equal operations of pretraining in all arms; the "
+      "Means over seeds with 95 % t intervals, – where there is none: not run, or not to be had of the arm. BLiMP: 100 pairs of each of 23 paradigms; `random`: fine-tuned without pretraining. Equal operations of pretraining in all arms; the "
       "contrastive arm has the masked arm's beside its own.",
       "BLiMP by paradigm, beside the columns of Warstadt et al. 2020 (all 1,000 pairs):",
       table(["paradigm", *likely, "n-gram", "LSTM", "Transformer-XL", "GPT-2"], [["mean", *(cell(pretraining, arm, BLIMP).partition(" ")[0].rstrip(",") for arm in likely), *(f"{value:.1f}" for value in mean.values())], *paradigms]),

@@ -109,8 +109,8 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
   """
   free, children, told, edited = shares(parallel), [], None, False
   states = {run.address: _first(run, root) for run in runs}
-  trained = {run.address for run in runs if _trained(run, root)}
-  awaits = lambda run: states.get(run.after, DONE) != DONE and run.after not in trained  # weights; the evaluations of the run that has them may come later
+  known = {run.address: run for run in runs}
+  awaits = lambda run: states.get(run.after, DONE) != DONE and not _trained(known[run.after], root)  # weights; the evaluations of the run that has them may come later
   try:
     with board, Stop() as stop:
       while True:
@@ -118,7 +118,6 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
           children.remove(child)
           free.append(child.share)
           states |= {run.address: _ended(child, run, root, told is not None, board) for run in child.runs}
-          trained |= {run.address for run in child.runs if _trained(run, root)}
         if stop.signal is not None and told is None:
           told = stop.signal
           board.say(f"told to stop by {signal.Signals(told).name}: {len(children)} runs save")
@@ -127,11 +126,14 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
         for run in runs if told is None and not edited else ():
           if states[run.address] == ELSEWHERE and held(run.folder(root)) is None:
             states[run.address] = WAITS
-            trained |= {run.address} if _trained(run, root) else set()
-          if states[run.address] == WAITS and awaits(run) and states[run.after] == FAILED:
-            states[run.address] = FAILED
-            board.say(f"FAILED {run}: the run that it starts from has failed")
-          if states[run.address] != WAITS or awaits(run) or len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
+          if states[run.address] != WAITS:
+            continue
+          if awaits(run):
+            if states[run.after] == FAILED:
+              states[run.address] = FAILED
+              board.say(f"FAILED {run}: the run that it starts from has failed")
+            continue
+          if len(children) + list(states.values()).count(ELSEWHERE) >= parallel:
             continue
           states[run.address], task = _look(run, root, board)
           if task is not None and code_hash(run.components) != run.code_now:

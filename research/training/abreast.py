@@ -5,7 +5,7 @@
 | InTurn | a list | CPUs: side by side runs would gain nothing there |
 | SideBySide | stacked, mapped by `vmap` | accelerators, of which one small model leaves the most idle |
 
-Both compile once. `lax.map` over a stack, the other way to take turns, copies every state out of it and in again: an eighth of a small model's step on a CPU.
+Both compile once. `lax.map` over a stack, the other way to take turns, copies every state out of it and in again (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Abreast(Protocol):
   def part(self, take: Callable[[PyTree], PyTree], all_: Any) -> Any:
     """What `take` finds in the tree of each run; it computes nothing."""
 
-  def compiled(self, step: Step, shardings: PyTree, states: Any, values: Any, which: Sequence[int], batches: Sequence[Batch]) -> Callable[[Any, Sequence[Batch]], tuple[Any, Any]]:
+  def compiled(self, step: Step, shardings: PyTree, states: Any, values: Any, which: Sequence[int], batches: tuple[Batch, ...]) -> Callable[[Any, tuple[Batch, ...]], tuple[Any, Any]]:
     """(states, batches) -> (states, metrics), run i reading batches[which[i]]; it takes the buffers of the states, and leaves those of a run where `shardings` say."""
 
   def score(self, score: Score) -> Callable[[Any, Batch, Any, Any], Any]:
@@ -98,8 +98,9 @@ class SideBySide:
       stacked = self.gather(batches)
       return self._mapped(lambda state, own, i: step(state, own, self.member(stacked, i)))(states, values, which)
 
-    one = jax.jit(every, donate_argnums=0).lower(states, values, jnp.asarray(which), tuple(batches)).compile()
-    return lambda states, batches: one(states, values, jnp.asarray(which), tuple(batches))
+    which = jnp.asarray(which)
+    one = jax.jit(every, donate_argnums=0).lower(states, values, which, batches).compile()
+    return lambda states, batches: one(states, values, which, batches)
 
   def score(self, score):
     return jax.jit(lambda params, batch, keys, at: self._mapped(lambda mine, key, step: score(mine, batch, key, step))(params, keys, at))

@@ -155,14 +155,16 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
       say(f"first step after {first_step:.1f} s · {flop:.3g} FLOPs a step and run · peak {peak / 1e9:,.0f} GFLOP/s ({source})")
 
     def report(step: int, metrics: Any, speed: float | None) -> None:
+      losses = []
       for i, book in enumerate(kept):
         if i not in failed:
+          own = abreast.member(metrics, i)
           try:
-            book.train(step, abreast.member(metrics, i), speed, flop, peak)
+            book.train(step, own, speed, flop, peak)
+            losses.append(float(own["loss"]))
           except UserError as error:
             failed[i] = str(error)
             said[i](f"FAILED at step {step}: {error}")
-      losses = [float(abreast.member(metrics, i)["loss"]) for i in range(len(kept)) if i not in failed]
       if losses and not few:
         fast = f"  {len(kept) * speed * cfg.batch_size:,.0f} rows/s" if speed else ""
         say(f"step {step:>{len(str(cfg.steps))}}/{cfg.steps}  train  loss {min(losses):.4f} … {max(losses):.4f}{fast}")
@@ -206,7 +208,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
 # --- the program -------------------------------------------------------------------------------------------------------------
 
 
-def _compiled(abreast: Abreast, run: loop.Run, values: Any, which: Sequence[int], states: Any, batches: Sequence[Batch]) -> Callable:
+def _compiled(abreast: Abreast, run: loop.Run, values: Any, which: Sequence[int], states: Any, batches: tuple[Batch, ...]) -> Callable:
   """The step of every run: `loop.logged_step` with that run's numbers."""
 
   def step(state: TrainState, own: dict[str, Any], batch: Batch):
