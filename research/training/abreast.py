@@ -2,15 +2,17 @@
 
 | | states | where |
 | --- | --- | --- |
-| InTurn | a list | CPUs: side by side runs would gain nothing there |
+| Threaded | a list | CPUs: as many runs at a time as there are cores, for one small model's step leaves part of them idle |
 | SideBySide | stacked, mapped by `vmap` | accelerators, of which one small model leaves the most idle |
 
-Both compile once. `lax.map` over a stack, the other way to take turns, copies every state out of it and in again (benchmarks/README.md).
+Both compile once. On a CPU `vmap` gains nothing, and `lax.map` over a stack copies every state out of it and in again (benchmarks/README.md).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import jax
@@ -45,8 +47,12 @@ class Abreast(Protocol):
     """(parameters, batch, keys, steps) -> sums, all runs reading one batch."""
 
 
-class InTurn:
-  """One after the other, each with arrays of its own."""
+class Threaded:
+  """Each with arrays of its own, and computed by the program of a run alone, bit for bit; run i by thread i modulo the cores."""
+
+  def __init__(self):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    self._threads = [ThreadPoolExecutor(1) for _ in range(cores)]  # XLA runs on a CPU in order what one thread asks of it, and no more than that
 
   def gather(self, trees):
     return list(trees)
@@ -64,14 +70,26 @@ class InTurn:
     one = jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(states[0], values[0], batches[which[0]]).compile()
 
     def run(states, batches):
-      ended = [one(state, own, batches[i]) for state, own, i in zip(states, values, which)]
+      ended = self._each(one, [(state, own, batches[i]) for state, own, i in zip(states, values, which)])
       return [state for state, _ in ended], [metrics for _, metrics in ended]
 
     return run
 
   def score(self, score):
-    one = jax.jit(score)
-    return lambda params, batch, keys, at: [one(mine, batch, key, step) for mine, key, step in zip(params, keys, at)]
+    one = None  # batches have one shape
+
+    def every(params, batch, keys, at):
+      nonlocal one
+      arguments = [(mine, batch, key, step) for mine, key, step in zip(params, keys, at)]
+      one = one or jax.jit(score).lower(*arguments[0]).compile()  # here: the mesh is the calling thread's, the others know of none
+      return self._each(one, arguments)
+
+    return every
+
+  def _each(self, program, arguments):
+    """What the program gives for the arguments of each run; they are asked for at once, and not waited for."""
+    asked = [self._threads[i % len(self._threads)].submit(program, *own) for i, own in enumerate(arguments)]
+    return [each.result() for each in asked]
 
 
 class SideBySide:

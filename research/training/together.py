@@ -1,6 +1,6 @@
 """Many runs in one program: K models that differ only in seeds and in numbers of the optimizer are trained by one compiled step.
 
-They take turns on a CPU, and go side by side on an accelerator (`abreast`). A batch is read once for all that share data.seed. Each run has its own folder as
+They go in threads on a CPU, and side by side on an accelerator (`abreast`). A batch is read once for all that share data.seed. Each run has its own folder as
 if it had been trained alone, checkpoints too, so research.train can go on with it, and this can go on with runs of research.train that stand at one step.
 """
 
@@ -31,7 +31,7 @@ from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
 from research.training import book as books
 from research.training import loop, steps, throughput, watch
-from research.training.abreast import Abreast, InTurn, SideBySide
+from research.training.abreast import Abreast, SideBySide, Threaded
 from research.training.checkpoint import Checkpoints
 from research.training.stop import Stop
 from research.training.workdir import claimed
@@ -124,7 +124,7 @@ def _train(configs_: Sequence[Any], workdirs: Sequence[str], say: Callable[[str]
     raise UserError(f"runs of one program share one device, and the mesh has {run.mesh.devices.size}: set the mesh's axes to 1, or show the process one device alone.")
 
   with jax.set_mesh(run.mesh):
-    abreast = InTurn() if platform() == "cpu" else SideBySide()
+    abreast = Threaded() if platform() == "cpu" else SideBySide()
   state = abreast.gather(_initial(members, said) if start is None else [each.restore(run.state, start) for each in checkpoints])
   start = start or 0
   say(f"{len(members)} runs in one program, each: {loop.introduced(run)}" + (f" · resumed at step {start}" if start else ""))
