@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from research.core.errors import UserError
-from research.training import monitor
+from research.training import alarms, monitor
 
 STUDY = "study.json"
 RUNS = "runs"  # the folder of the runs' workdirs
@@ -193,8 +193,8 @@ def _state(run: Run, workdir: str, metric: str) -> tuple[str, str]:
   lines = monitor.read_metrics(workdir)
   last = max((line["step"] for line in lines), default=0)
   where = f"step {last} of {steps}" if steps else f"step {last}"
-  if any(not math.isfinite(line.get("loss", 0.0)) for line in lines[-1:]):
-    return "diverged", f"loss not finite at {where}"
+  if how := alarms.diverged(lines):
+    return "diverged", f"{how} at {where}"
   if os.path.isfile(os.path.join(workdir, "hang.txt")):
     return "failed", f"hung at {where}, see hang.txt"
   return "unfinished", where + (f", stopped by {run.summary['stopped_by']}" if run.summary.get("stopped_by") else "")

@@ -1,6 +1,7 @@
 """A study from its first run to its last: tuning, halving and search, where it asks for them, and the comparison; study.json is written before and after each.
 
 What a stage decides follows from what its runs have left in their folders, so a sweep that is started again comes to the same decisions without running anything twice.
+A run that diverged loses to the others; where one failed for another reason, nothing is decided, for who would have won is not known.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from research.studies.launch import Outcome
 from research.studies.results import STUDY
 from research.studies.runs import Ready, Run, choose, measured
 from research.studies.study import Halving, Study
+from research.training.alarms import diverged
+from research.training.monitor import read_metrics
 
 Start = Callable[[Sequence[Run]], Outcome]  # runs what is not done of a list, or hands it on
 Say = Callable[[str], None]
@@ -29,7 +32,7 @@ class Ended(NamedTuple):
   """How far a sweep came."""
 
   status: int  # of the command
-  stopped: bool  # by a signal, because its runs have been handed on, or because the code was edited
+  stopped: bool  # by a signal, because its runs have been handed on, because the code was edited, or because what is next cannot be decided
   runs: Sequence[Run] = ()  # of the comparison
 
 
@@ -85,8 +88,8 @@ class _Sweep:
     while stage := ready.tuning_runs(self._chosen, given_up):
       self._tuning += stage
       found, outcome = self._tuned(stage)
-      if outcome is not None and outcome.stopped:
-        return Ended(closing(outcome, self._say, "tuning runs", self._write), True)
+      if outcome is not None:
+        return self._stopped(outcome, "tuning runs")
       self._chosen |= found
       names = list(dict.fromkeys(run.arm for run in stage))
       for name in names:
@@ -100,16 +103,16 @@ class _Sweep:
       self._ends |= early
       self._keep()
       if outcome is not None:
-        return Ended(closing(outcome, self._say, "runs", self._write), True)
+        return self._stopped(outcome, "runs")
       runs = [run for run in runs if run.arm in alive[""]]
     outcome = self._start(runs)
     status = closing(outcome, self._say, "runs", self._write)
     return Ended(status or int(study.tuning is not None and any(arm.name not in self._chosen for arm in ready.arms)), outcome.stopped, runs)
 
   def _tuned(self, stage: Sequence[Run]) -> tuple[dict[str, Any], Outcome | None]:
-    """Brings tuning runs as far as it takes to choose: arm -> its value, and the outcome of what was started last."""
+    """Brings tuning runs as far as it takes to choose: arm -> its value, and the outcome at which the sweep has to stop, None where it has not."""
     study, root = self._study, self._root
-    last, found, outcome = list(stage), {}, None
+    last, found = list(stage), {}
     if study.tuning.halving:
       self._say(f"tuning: {study.tuning_rule}")
       self._keep()
@@ -128,7 +131,12 @@ class _Sweep:
         self._say(f"tuning: {study.tuning_rule}")
       self._keep(found | choose(study, last, root))
       outcome = self._start(last)
-    return found | choose(study, last, root, all_ended=True), outcome
+      if outcome.stopped or undecided(last, root, study.tuning_metric, self._say):
+        return {}, outcome
+    return found | choose(study, last, root, all_ended=True), None
+
+  def _stopped(self, outcome: Outcome, what: str) -> Ended:
+    return Ended(closing(outcome, self._say, what, self._write) or int(not outcome.stopped), True)
 
   def _tell(self, name: str, found: Mapping[str, Any]) -> None:
     tuning = self._study.tuning
@@ -164,7 +172,7 @@ def halve(groups: Mapping[Hashable, Mapping[Any, Sequence[Run]]], plan: Halving,
     if not stage:
       break
     outcome = start(stage)
-    if outcome.stopped:
+    if outcome.stopped or undecided(stage, root, metric, say):
       return alive, ends, outcome
     for group, candidates in going.items():
       scores = {candidate: _mean([measured(due(run), root, metric) for run in runs]) for candidate, runs in candidates.items()}
@@ -172,9 +180,17 @@ def halve(groups: Mapping[Hashable, Mapping[Any, Sequence[Run]]], plan: Halving,
       alive[group] = {candidate: runs for candidate, runs in candidates.items() if candidate in best or candidate in kept_always}
       over = candidates if len(alive[group]) == 1 and not kept_always else {c: runs for c, runs in candidates.items() if c not in alive[group]}
       ends |= {run.address: due(run).until for candidate, runs in over.items() if scores[candidate] is not None for run in runs}
-      told = ", ".join(f"{shown(c)} {'failed' if scores[c] is None else format(scores[c], '.4f')}" for c in candidates if c not in alive[group])
+      told = ", ".join(f"{shown(c)} {'diverged' if scores[c] is None else format(scores[c], '.4f')}" for c in candidates if c not in alive[group])
       say(f"halving{f' of {group}' if group else ''}: after rung {rung + 1} of {plan.rungs} dropped {told or 'none'}")
   return alive, ends, None
+
+
+def undecided(runs: Sequence[Run], root: str, metric: str, say: Say) -> bool:
+  """Whether one of the runs that have ended lacks the metric though it has not diverged; they are named."""
+  found = [run for run in runs if measured(run, root, metric) is None and not diverged(read_metrics(run.folder(root)))]
+  if found:
+    say(f"nothing is decided: no {metric} of {'; '.join(map(str, found))}, though no loss has diverged there: mend what ended it, or take that value or arm out of the study")
+  return bool(found)
 
 
 def _mean(scores: Sequence[float | None]) -> float | None:

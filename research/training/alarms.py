@@ -1,13 +1,33 @@
-"""What a run says when its numbers look wrong; each alarm once, as a sentence with the way to mend it."""
+"""What a run says when its numbers look wrong; each alarm once, as a sentence with the way to mend it. And when they are beyond hope."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 PADDING = 0.5  # share of a batch from which it is too much
 TARGETS = 32  # of a batch, below which its gradient is mostly noise
 NEAR = 0.05  # nats: as near to what knows no context is as good as nothing learned
 PATIENCE = 500  # steps that a model has to leave that loss
+STREAK = 10  # logged lines over which no update is made, after which a run is given up
+
+
+def only_skips(lines: Sequence[Mapping[str, Any]]) -> int:
+  """How many updates were skipped (loss or gradient not finite, or above optimizer.spike) since the last but STREAK line of training; 0 where one was made."""
+  if len(lines) <= STREAK:
+    return 0
+  first, last = lines[-1 - STREAK], lines[-1]
+  skipped = int(last.get("skipped", 0) - first.get("skipped", 0))
+  return skipped if skipped >= last["step"] - first["step"] else 0
+
+
+def diverged(lines: Sequence[Mapping[str, Any]]) -> str:
+  """What is beyond hope in the lines of a run's metrics, where it ended; empty: nothing."""
+  if not all(math.isfinite(line.get("loss", 0.0)) for line in lines[-1:]):
+    return "loss not finite"
+  skipped = only_skips([line for line in lines if line["split"] == "train"])
+  return f"the last {skipped} updates all skipped" if skipped else ""
 
 
 class Alarms:

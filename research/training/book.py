@@ -15,14 +15,13 @@ from research.core.types import Mean
 from research.objectives.base import tokens_of_row
 from research.parallel import mesh as meshes
 from research.training import energy, monitor, watch
-from research.training.alarms import Alarms
+from research.training.alarms import Alarms, only_skips
 from research.training.restore import TOKENIZER
 
 if TYPE_CHECKING:
   from research.training.loop import Run
 
 SUMMARY = "summary.json"
-STREAK = 10  # logged steps in a row, with none made in between, after which a run that only skips updates is given up
 
 
 class Rows(NamedTuple):
@@ -68,7 +67,7 @@ class Book:
     self._began = began - (0.0 if meta is None else meta["wall_seconds"])
     self._board = monitor.Monitor(workdir, run.cfg.log, run.cfg.steps, start, say, bar) if leads else monitor.Mute()
     self._alarms = Alarms(rows.baseline, rows.scores.get("loss"))
-    self._skips: list[int] = []
+    self._lines: list[dict[str, float]] = []
     self._meter, self._share, self._used = energy.Meter(), share, {} if meta is None else meta.get("energy_joules") or {}
 
   def train(self, step: int, metrics: Mapping[str, Any], steps_per_second: float | None, work: float, peak: float) -> None:
@@ -82,7 +81,7 @@ class Book:
     Raises:
       UserError: a long streak of updates was skipped.
     """
-    cfg, every = self._run.cfg, self._run.cfg.log.every
+    cfg = self._run.cfg
     self._meter.joules()  # often enough that no counter goes round unseen
     values = {name: float(m.value() if isinstance(m, Mean) else m) for name, m in metrics.items()}
     if steps_per_second is not None:
@@ -93,9 +92,9 @@ class Book:
     self._board.write(step, "train", values)
     for line in self._alarms.train(values):
       self._board.say(line)
-    self._skips.append(int(values["skipped"]))
-    if len(self._skips) > STREAK and self._skips[-1] - self._skips[-1 - STREAK] >= STREAK * every:
-      raise UserError(f"the last {self._skips[-1] - self._skips[-1 - STREAK]} updates were all skipped (loss or gradient not finite, or above optimizer.spike): "
+    self._lines.append({"step": step, "skipped": values["skipped"]})
+    if skipped := only_skips(self._lines):
+      raise UserError(f"the last {skipped} updates were all skipped (loss or gradient not finite, or above optimizer.spike): "
                       f"lower the learning rate; checkpoints before step {step} are kept in '{self._workdir}'.")  # fmt: skip
 
   def valid(self, step: int, values: Mapping[str, float]) -> None:

@@ -302,9 +302,9 @@ def test_nothing_has_run_yet(tmp_path):
 
 
 def test_every_run_that_is_not_done_is_named_with_what_happened(tmp_path):
-  plain = fake.study(tmp_path, design.grid({"model.width": [64, 128]}), blocks=range(5), skip=[(1, 0)])
+  plain = fake.study(tmp_path, design.grid({"model.width": [64, 128]}), blocks=range(6), skip=[(1, 0)])
   runs, arm = tmp_path / "runs", plain["arms"][1]
-  for block in (1, 2, 3, 4):
+  for block in (1, 2, 3, 4, 5):
     shutil.rmtree(runs / f"01{block:02x}")
   fake.run(runs / "0101", arm, 1, math.nan)
   fake.run(runs / "0102", arm, 2, 2.0, stop=40)
@@ -313,17 +313,22 @@ def test_every_run_that_is_not_done_is_named_with_what_happened(tmp_path):
   (runs / "0103" / "log.txt").write_text("step 60/100 loss 2.1\n")
   fake.run(runs / "0104", arm, 4, 2.0)
   (runs / "0104" / "summary.json").write_text('{"step": 10')
+  fake.run(runs / "0105", arm, 5, 2.0, stop=50)
+  with open(runs / "0105" / "metrics.jsonl", "a", encoding="utf-8") as file:
+    file.writelines(json.dumps({"step": step, "split": "train", "loss": 9.0, "skipped": step - 50}) + "\n" for step in range(51, 62))
   (runs / "0004" / "summary.json").write_text((runs / "0004" / "summary.json").read_text().replace('"d0"', '"d9"'))
   said = writing.write(str(tmp_path))
-  assert "4 of 10 runs are done, 1 diverged, 3 failed, 1 unfinished, 1 missing" in said and "Nothing can be said yet" in said
+  assert "5 of 12 runs are done, 2 diverged, 3 failed, 1 unfinished, 1 missing" in said and "Nothing can be said yet" in said
   found = {row[3].strip("`"): row for row in rows(tmp_path, "Runs")[1:]}
   assert {folder: row[2] for folder, row in found.items()} == {
-    "runs/0004": "failed", "runs/0100": "missing", "runs/0101": "diverged", "runs/0102": "failed", "runs/0103": "unfinished", "runs/0104": "failed"}  # fmt: skip
+    "runs/0004": "failed", "runs/0100": "missing", "runs/0101": "diverged", "runs/0102": "failed", "runs/0103": "unfinished", "runs/0104": "failed",
+    "runs/0105": "diverged"}  # fmt: skip
   notes = {folder: row[4] for folder, row in found.items()}
-  assert notes["runs/0101"] == "valid.loss is nan" and notes["runs/0102"] == r"step 40 of 100; its log ends with `error: the disk is full \| here.`"
+  assert notes["runs/0101"] == "valid.loss is nan" and notes["runs/0105"] == "the last 10 updates all skipped at step 61 of 100"
+  assert notes["runs/0102"] == r"step 40 of 100; its log ends with `error: the disk is full \| here.`"
   assert notes["runs/0103"] == "step 60 of 100; its log ends with `step 60/100 loss 2.1`" and "'runs/0104/summary.json' is not readable" in notes["runs/0104"]
   assert "its data changed: hash d9, d0 in study.json" in notes["runs/0004"]
-  assert [row[:2] for row in rows(tmp_path, "Arms")[1:]] == [["`width=64`", "4"], ["`width=128`", "0"]], "none of them counts"
+  assert [row[:2] for row in rows(tmp_path, "Arms")[1:]] == [["`width=64`", "5"], ["`width=128`", "0"]], "none of them counts"
   assert str(tmp_path) not in text(tmp_path)
 
 

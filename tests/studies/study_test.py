@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import re
 import shlex
 import sys
 import textwrap
@@ -15,7 +17,7 @@ from research.core import config as configs
 from research.core.errors import UserError
 from research.core.overrides import flag, load
 from research.studies import address, results, stages, writing
-from research.studies.board import DONE, WAITS
+from research.studies.board import DONE, FAILED, WAITS
 from research.studies.design import LogUniform
 from research.studies.launch import Outcome, left
 from research.studies.runs import Ready, choose, measured
@@ -325,6 +327,7 @@ def test_each_arm_is_tuned_by_the_one_rule_that_is_said(ready_of, tmp_path):
 def test_a_study_is_tuned_first_then_compared_and_an_arm_without_a_value_is_left_out(ready_of, tmp_path):
   ready = ready_of(str(tmp_path), arms=[*AFTER, {"name": "lost", WIDTH: 32}], tuning=Tuning((1e-3, 3e-3, 2e-3)))
   table = {("first", 1e-3): 3.0, ("first", 3e-3): 2.0, ("first", 2e-3): 2.5, ("second", 1e-3): 1.0, ("second", 3e-3): 4.0, ("second", 2e-3): 0.5}
+  table |= {("lost", value): float("nan") for value in (1e-3, 3e-3, 2e-3)}
   batches, said = [], []
 
   def start(found):
@@ -343,7 +346,30 @@ def test_a_study_is_tuned_first_then_compared_and_an_arm_without_a_value_is_left
   assert record["tuning"]["chosen"] == {"first": 3e-3, "second": 2e-3} and len(record["tuning"]["runs"]) == 9
   assert [(run["arm"], bool(run["address"])) for run in record["runs"][:3]] == [("first", True), ("second", True), ("lost", False)]
   del batches[:]  # the same again finds all tuned that can be
-  assert stages.sweep(ready, start, said.append) == 1 and len(batches) == 2
+  assert stages.sweep(ready, start, said.append) == 1 and len(batches) == 1
+
+
+@pytest.mark.parametrize("halving", [None, Halving(rungs=2)], ids=["to the end", "halved"])
+@pytest.mark.parametrize("loss", [2.5, float("nan")], ids=["failed", "diverged"])
+def test_a_value_loses_by_a_run_that_diverged_and_by_no_other_failure(ready_of, tmp_path, halving, loss):
+  """It logged one more line, at another step than its last, and came no further."""
+  ready, said = ready_of(str(tmp_path), arms=[{WIDTH: 16}], steps=8, seeds=1, tuning=Tuning((1e-3, 3e-3), halving=halving)), []
+
+  def start(found):
+    for run in found:
+      if run.tuned == 1e-3:
+        os.makedirs(run.folder(ready.root), exist_ok=True)
+        pathlib.Path(run.folder(ready.root), "metrics.jsonl").write_text(json.dumps({"step": 1, "split": "train", "loss": loss, "skipped": 0}) + "\n")
+      else:
+        leave(run, ready.root, valid={"loss": 2.0}, stopped_by=None)
+    return Outcome({run.address: FAILED if run.tuned == 1e-3 else DONE for run in found})
+
+  status, record = stages.sweep(ready, start, said.append), json.loads(pathlib.Path(tmp_path, "study.json").read_text())
+  if loss == 2.5:
+    assert status == 1 and record["tuning"]["chosen"] == {} and "1 of 2 tuning runs are done, 1 have failed" in said[-1]
+    assert re.match(r"nothing is decided: no valid\.loss of baseline · block 1 · trying 0\.001( · to step 4)?, though no loss has diverged there: mend", said[-2])
+  else:
+    assert status == 0 and record["tuning"]["chosen"] == {"baseline": 3e-3} and (halving is None or any("dropped 0.001 diverged" in line for line in said))
 
 
 def test_a_sweep_that_only_hands_runs_on_stops_after_tuning_runs(ready_of, tmp_path):
@@ -380,7 +406,7 @@ def test_halving_drops_the_worse_arms_on_the_way_and_keeps_the_baseline(ready_of
   every = lambda alive, until: [(width, None, block, until) for width in alive for block in (0, 1)]
   assert batches[0] == every(widths, 2) and batches[1] == every((16, 32, 8, 40), 4)
   assert batches[2] == [(width, None, block, None) for block in (0, 1) for width in (32, 8)]
-  assert "after rung 1 of 3 dropped width=24 3.0500, width=48 failed" in said[0] and "dropped width=16 2.0500, width=40 1.5500" in said[1]
+  assert "after rung 1 of 3 dropped width=24 3.0500, width=48 diverged" in said[0] and "dropped width=16 2.0500, width=40 1.5500" in said[1]
   found = results.read(str(tmp_path))
   state = {arm: {run.state for run in found.of(arm)} for arm in found.arms}
   assert [state[f"width={width}"] for width in (32, 8, 16, 24)] == [{"done"}, {"done"}, {"dropped"}, {"dropped"}]

@@ -5,8 +5,21 @@ import math
 
 from research.core.overrides import load
 from research.training import loop
-from research.training.alarms import NEAR, PATIENCE, Alarms
+from research.training.alarms import NEAR, PATIENCE, STREAK, Alarms, diverged
 from tests import resume_under_kill as tiny
+
+
+def lines(losses, skipped):
+  return [{"step": 10 * i, "split": "train", "loss": loss, "skipped": count} for i, (loss, count) in enumerate(zip(losses, skipped), 1)]
+
+
+def test_a_run_is_beyond_hope_by_its_last_loss_or_where_it_only_skips_updates():
+  fine = [1.0] * (STREAK + 1)
+  assert diverged([]) == "" and diverged(lines([math.nan, 1.0], [10, 10])) == "" and diverged(lines([1.0, math.nan], [0, 0])) == "loss not finite"
+  every = [10 * i for i in range(STREAK + 1)]
+  assert diverged(lines(fine, every)) == f"the last {10 * STREAK} updates all skipped"
+  assert diverged(lines(fine, [*every[:-1], every[-1] - 1])) == "" and diverged(lines(fine[1:], every[1:])) == ""
+  assert diverged([*lines(fine, every), {"step": 10 * STREAK + 10, "split": "valid", "loss": 2.0}]), "lines of validation do not count"
 
 
 def test_each_alarm_once():

@@ -24,7 +24,7 @@ from research.data import text
 from research.evals import loss as loss_eval
 from research.parallel import mesh as meshes
 from research.parallel.rules import RULES
-from research.training import book, energy, loop, planning
+from research.training import alarms, book, energy, loop, planning
 from research.training.checkpoint import Checkpoints
 from research.training.restore import restore
 from tests import resume_under_kill as interruptions
@@ -395,7 +395,7 @@ def test_evaluation_covers_the_whole_split_whatever_the_batch_size(whole, data, 
 
 
 def test_a_run_that_only_skips_updates_is_given_up(data, tmp_path, monkeypatch):
-  monkeypatch.setattr(book, "STREAK", 2)
+  monkeypatch.setattr(alarms, "STREAK", 2)
   overrides = [
     "steps=40",
     "log.every=1",
