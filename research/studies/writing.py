@@ -24,6 +24,7 @@ from research.studies.findings import Scores
 from research.studies.results import Results, Run, read
 from research.training import monitor
 
+PLACES = 3  # on validation, from which a curve is one
 PICTURES = ("differences", "main_effects", "interactions", "curves", "pareto")
 SPENT = {"steps": "step", "tokens": "tokens", "flops": "flops"}  # budget -> where summary.json has it
 UNITS = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs"}
@@ -165,24 +166,34 @@ def _chosen(results: Results, scores: Scores) -> list[Block]:
 def _curves(results: Results, scores: Scores) -> list[Block]:
   head, _, rest = scores.metric.partition(".")
   key, budget = (rest if head == "valid" and rest else "loss"), results.study["budget"]["equal"]
+  name, unit, lines = f"`{key}`", UNITS[budget], _lines(results, key, budget, "valid")
+  what, why = f"Validation {name}", ""
+  longest = max((len(x) for curves in lines.values() for _, found in curves for x, _ in found.values()), default=0)
+  if longest < PLACES and (trained := _lines(results, key, budget, "train")):
+    lines, what, why = trained, f"Training {name}", f" Validation was scored at {longest or 'no'} place{'' if longest == 1 else 's'} only (`evaluate.every`)."
+  if not lines:
+    return [Heading("Learning curves"), Text(f"No run has logged {name} yet.")]
+  panels = {kind: [figures.Curve(arm, found, arm in _marked(results, scores, [arm for arm, _ in curves])) for arm, found in curves] for kind, curves in lines.items()}
+  figures.curves(findings.picture(results, "curves"), panels, unit, what.lower().replace("`", "").replace("_", " "))
+  return [Heading("Learning curves"), Figure("figures/curves.png", f"{what} against {unit}: mean over blocks, band from the lowest to the highest block, without what a "
+          "block does to all arms alike." + why + (" Objectives have panels of their own: their losses do not compare." if len(lines) > 1 else ""))]  # fmt: skip
+
+
+def _lines(results: Results, key: str, budget: str, split: str) -> dict[str, list[tuple[str, dict[int, tuple[np.ndarray, np.ndarray]]]]]:
+  """Objective -> (arm, block -> (what has been spent, metric)) of all arms that have logged the metric on a split."""
   lines: dict[str, list[tuple[str, dict]]] = {}
   for arm in results.arms:
     each = results.cost(arm, SPENT[budget]) / results.cost(arm, "step")
     found, kind = {}, ""
     for run in [run for run in results.of(arm) if run.ended] or results.of(arm):
       points = [(line["step"] * each, line[key]) for line in (monitor.read_metrics(os.path.join(results.folder, run.folder)) if run.folder else [])
-                if line["split"] == "valid" and math.isfinite(line.get(key, math.nan))]  # fmt: skip
+                if line["split"] == split and math.isfinite(line.get(key, math.nan))]  # fmt: skip
       kind = kind or run.config.get("objective", {}).get("name", "")
       if points and math.isfinite(each):
         found[run.block] = tuple(np.array(column, float) for column in zip(*points))
     if found:
       lines.setdefault(kind.rpartition(".")[2], []).append((arm, found))
-  if not lines:
-    return [Heading("Learning curves"), Text(f"No run has logged `{key}` on the validation split yet.")]
-  panels = {kind: [figures.Curve(arm, found, arm in _marked(results, scores, [arm for arm, _ in curves])) for arm, found in curves] for kind, curves in lines.items()}
-  figures.curves(findings.picture(results, "curves"), panels, UNITS[budget], f"validation {key.replace('_', ' ')}")
-  return [Heading("Learning curves"), Figure("figures/curves.png", f"Validation `{key}` against {UNITS[budget]}: mean over blocks, band from the lowest to the highest block, without what a "
-          "block does to all arms alike." + (" Objectives have panels of their own: their losses do not compare." if len(lines) > 1 else ""))]  # fmt: skip
+  return lines
 
 
 def _marked(results: Results, scores: Scores, arms: Sequence[str]) -> set[str]:

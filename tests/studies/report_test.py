@@ -216,6 +216,21 @@ def test_a_fraction_says_what_is_confounded_and_objectives_have_panels(tmp_path)
   assert not (tmp_path / "figures" / "pareto.png").exists()
 
 
+def test_where_validation_was_scored_too_seldom_for_a_curve_those_of_training_are_drawn(tmp_path):
+  fake.study(tmp_path, design.grid({"model.width": [64, 128]}), blocks=range(2))
+  writing.write(str(tmp_path))
+  assert "Validation `loss` against steps" in chapter(tmp_path, "Learning curves") and "Training" not in chapter(tmp_path, "Learning curves")
+  for path in tmp_path.glob("runs/*/metrics.jsonl"):
+    lines = [line for line in path.read_text().splitlines() if '"valid"' not in line or '"step": 100,' in line]
+    path.write_text("\n".join(lines) + "\n")
+  writing.write(str(tmp_path))
+  assert "Training `loss` against steps" in (said := chapter(tmp_path, "Learning curves")) and "scored at 1 place only (`evaluate.every`)" in said
+  for path in tmp_path.glob("runs/*/metrics.jsonl"):
+    path.write_text(path.read_text().splitlines()[-1] + "\n")
+  writing.write(str(tmp_path))
+  assert "Validation `loss` against steps" in chapter(tmp_path, "Learning curves"), "training tells nothing"
+
+
 def test_tuning_is_told_with_its_rule_its_scores_and_its_edges(tmp_path):
   sweep, peaks = design.grid({"model.width": [64, 128]}), [1e-3, 3e-3, 1e-2]
   tuned = [fake.planned(place, {"name": fake.name_of(arm), "overrides": arm}, 9, value=peak, address=f"t{place}{i}") for place, arm in enumerate(sweep) for i, peak in enumerate(peaks)]
