@@ -26,7 +26,7 @@ ALIGN = 128  # a GPU's matrix units take whole tiles of rows: a vocabulary of an
 class TokenLoss(NamedTuple):
   total: Array  # [] Σ weights · nll; the only output with a gradient
   nll: Array  # [B, P] −log p(target), nats
-  correct: Array  # bool [B, P]: the target has the largest score
+  correct: Array  # bool [B, P]: none scores higher than the target
 
 
 class Form(NamedTuple):
@@ -127,7 +127,7 @@ class Scores(NamedTuple):
   log_z: Array  # [n]
   loss: Array  # [n]: of each place, not weighed
   nll: Array  # −log p(target) [n]
-  correct: Array  # bool [n]: the target scores highest
+  correct: Array  # bool [n]: none scores higher than the target; that none equals it would cost another pass over the scores
 
 
 def _scores(hidden: Array, kernels: list[Array], biases: list[Array | None], targets: Array, weights: Array, form: Form) -> Scores:

@@ -18,7 +18,7 @@ ABSENT = -1e30  # the score of a key that is not there: e to its power is 0, its
 
 class Matched(NamedTuple):
   nll: Array  # [N] −log p(own key), nats
-  correct: Array  # bool [N]: no key scores higher than the own one
+  correct: Array  # bool [N]: the own key scores highest; a tie, as of vectors that have all become one, counts as wrong
 
 
 def info_nce(queries: Array, keys: Array, own: Array, present: Array, scale: Array | float) -> Matched:
@@ -41,7 +41,7 @@ def info_nce(queries: Array, keys: Array, own: Array, present: Array, scale: Arr
   margins = (products - jnp.take_along_axis(products, own[:, None], axis=1)) * scale
   negatives = present[None, :] & (jnp.arange(len(keys))[None, :] != own[:, None])
   margins = jnp.where(negatives, margins, ABSENT)
-  return Matched(jax.nn.softplus(jax.nn.logsumexp(margins, axis=1)), jnp.max(margins, axis=1) <= 0)
+  return Matched(jax.nn.softplus(jax.nn.logsumexp(margins, axis=1)), jnp.max(margins, axis=1) < 0)
 
 
 def pairwise_sigmoid(queries: Array, keys: Array, present: Array, scale: Array, bias: Array) -> Matched:
@@ -53,6 +53,7 @@ def pairwise_sigmoid(queries: Array, keys: Array, present: Array, scale: Array, 
     scale, bias: [].
   """
   scores = jnp.einsum("ND,KD->NK", queries, keys, preferred_element_type=jnp.promote_types(jnp.float32, queries.dtype)) * scale + bias
-  sign = 2.0 * jnp.eye(len(keys), dtype=scores.dtype) - 1.0
+  own = jnp.eye(len(keys), dtype=bool)
+  sign = jnp.where(own, 1.0, -1.0).astype(scores.dtype)
   loss = jnp.sum(jnp.where(present[None, :], -jax.nn.log_sigmoid(sign * scores), 0.0), axis=1)
-  return Matched(loss, jnp.diagonal(scores) >= jnp.max(jnp.where(present[None, :], scores, ABSENT), axis=1))
+  return Matched(loss, jnp.diagonal(scores) > jnp.max(jnp.where(present[None, :] & ~own, scores, ABSENT), axis=1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import sys
@@ -66,6 +67,7 @@ class Monitor:
         import tensorboardX
       except ModuleNotFoundError as error:
         raise UserError("log.tensorboard needs the package tensorboardX: install it or set --config.log.tensorboard=false.") from error
+      logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each number that is not finite, and the line beside it tells which
       self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=start + 1 if start else None)
     self._steps, self._say, self._bar = steps, say, None
     if bar and sys.stdout.isatty():

@@ -90,6 +90,19 @@ def test_a_small_loss_keeps_its_digits():
   np.testing.assert_allclose(jax.grad(lambda queries: jnp.sum(nll(queries)))(queries), gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
 
 
+@pytest.mark.parametrize("vectors", [jnp.ones((4, 8)), jnp.zeros((4, 8))], ids=["one vector", "nothing"])
+def test_texts_that_have_all_become_one_vector_are_not_called_found(vectors):
+  present = jnp.array([True, True, True, False])
+  assert not info_nce(vectors, vectors, jnp.arange(4), present, 20.0).correct[:3].any()
+  assert not pairwise_sigmoid(vectors, vectors, present, jnp.float32(10.0), jnp.float32(-3.0)).correct[:3].any()
+
+
+def test_the_one_that_scores_highest_is_found_whatever_absent_ones_score():
+  vectors, present = jnp.eye(4)[jnp.array([0, 1, 2, 2])], jnp.array([True, True, True, False])
+  assert info_nce(vectors, vectors, jnp.arange(4), present, 20.0).correct[:3].all()
+  assert pairwise_sigmoid(vectors, vectors, present, jnp.float32(10.0), jnp.float32(-3.0)).correct[:3].all()
+
+
 def test_absent_keys_get_no_gradient():
   rng = np.random.default_rng(2)
   queries, keys, present = jnp.asarray(unit(rng, 3, 8)), jnp.asarray(unit(rng, 5, 8)), jnp.array([True, True, True, False, True])
