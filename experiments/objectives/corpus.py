@@ -3,7 +3,7 @@
   python -m experiments.objectives.corpus            (--out=runs/objectives/corpus --vocab_size=4096)
 
 Sources, of $RESEARCH_DATA: Project Gutenberg's books without its header and licence, of Pride and Prejudice one edition; the C4 sample; WikiText-2's validation part, its
-spacing of punctuation undone (its `<unk>` stay). A paragraph that has occurred before, but for white space, is left out wherever it comes up again. Every fortieth
+spacing of punctuation undone (its `<unk>` stay, and so does `don 't`). A paragraph that has occurred before, but for white space, is left out wherever it comes up again. Every fortieth
 document is for validation. corpus.json tells what was kept.
 """
 
@@ -16,14 +16,16 @@ import os
 import re
 from collections.abc import Iterator
 
-from absl import app, flags
+from absl import flags
 
+from research.core.errors import UserError, command
+from research.core.flags import parse
 from research.data import tokenizer
 from research.data.sources import files
 
-FLAGS = flags.FLAGS
-flags.DEFINE_string("out", "runs/objectives/corpus", "folder that is written to")
-flags.DEFINE_integer("vocab_size", 4096, "entries of the tokenizer")
+FLAGS = flags.FlagValues()
+flags.DEFINE_string("out", "runs/objectives/corpus", "folder that is written to", flag_values=FLAGS)
+flags.DEFINE_integer("vocab_size", 4096, "entries of the tokenizer", flag_values=FLAGS)
 
 OTHER_EDITIONS = ("old_pandp10", "old_pandp12", "_42671")  # of Pride and Prejudice
 PIECE = 8000  # characters, or a little more, of a book that are one document
@@ -33,7 +35,8 @@ HEADING = re.compile(r"^ = ([^=].*[^=]) = $", re.MULTILINE)
 SPACING = ((r" @([-,.])@ ", r"\1"), (r" ([.,;:!?%)\]}])", r"\1"), (r"([(\[{$£]) ", r"\1"), (r" ('(?:s|re|ve|ll|d|m)|n't)\b", r"\1"), (r" – ", "–"))
 
 
-def main(_) -> None:
+def main(arguments: list[str]) -> None:
+  parse(arguments, FLAGS, __doc__)
   os.makedirs(FLAGS.out, exist_ok=True)
   counts, seen = {}, set()
   texts: dict[str, list[dict[str, str]]] = {"train": [], "valid": []}
@@ -68,7 +71,7 @@ def books() -> Iterator[str]:
         text = file.read().replace("\r\n", "\n")
       match = GUTENBERG.search(text)
       if match is None:
-        raise SystemExit(f"{name} has no lines *** START OF … and *** END OF …: it is no book of Project Gutenberg.")
+        raise UserError(f"{name} has no lines *** START OF … and *** END OF …: it is no book of Project Gutenberg.")
       piece: list[str] = []
       for paragraph in re.split(r"\n\s*\n", match[1]):
         piece.append(paragraph)
@@ -97,4 +100,4 @@ def encyclopedia() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  command(main)

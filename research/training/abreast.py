@@ -51,8 +51,7 @@ class Threaded:
   """Each with arrays of its own, and computed by the program of a run alone, bit for bit; run i by thread i modulo the cores."""
 
   def __init__(self):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    self._threads = [ThreadPoolExecutor(1) for _ in range(cores)]  # XLA runs on a CPU in order what one thread asks of it, and no more than that
+    self._threads = [ThreadPoolExecutor(1) for _ in range(_cores())]  # XLA runs on a CPU in order what one thread asks of it, and no more than that
 
   def gather(self, trees):
     return list(trees)
@@ -90,6 +89,11 @@ class Threaded:
     """What the program gives for the arguments of each run; they are asked for at once, and not waited for."""
     asked = [self._threads[i % len(self._threads)].submit(program, *own) for i, own in enumerate(arguments)]
     return [each.result() for each in asked]
+
+
+def _cores() -> int:
+  """That this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class SideBySide:

@@ -16,7 +16,7 @@ from research.core import config as configs
 from research.core.errors import UserError
 from research.model.attention import core
 from research.optim import numbers
-from research.training import alarms, loop, together
+from research.training import abreast, alarms, loop, together
 from research.training.checkpoint import Checkpoints
 from tests import resume_under_kill as interruptions
 from tests.tiny import experiment
@@ -67,7 +67,8 @@ def same_run(workdir, other):
       assert mine[key] == pytest.approx(theirs[key], rel=1e-5 if key == "loss" else 1e-3), key
 
 
-def test_each_run_ends_where_it_ends_alone_though_all_were_stopped_once(data, alone, tmp_path):
+def test_each_run_ends_where_it_ends_alone_though_all_were_stopped_once(data, alone, tmp_path, monkeypatch):
+  monkeypatch.setattr(abreast, "_cores", lambda: 2)
   runs = [member(data, *run) for run in RUNS]
   workdirs = [str(tmp_path / str(i)) for i in range(len(runs))]
 
