@@ -274,7 +274,7 @@ def choose(study: Study, runs: Sequence[Run], root: str, all_ended: bool = False
   """Arm -> the value it is tuned to, by the study's rule, of what the tuning runs have left.
 
   Args:
-    all_ended: a value whose runs have failed drops out; otherwise its arm waits for it.
+    all_ended: a value whose runs have diverged drops out; otherwise its arm waits for it.
   """
   better = min if study.tuning_better == "lower" else max
   chosen = {}

@@ -48,7 +48,7 @@ class Abreast(Protocol):
 
 
 class Threaded:
-  """Each with arrays of its own, and computed by the program of a run alone, bit for bit; run i by thread i modulo the cores."""
+  """Each with arrays of its own, by one program of one run; of C cores thread i mod C sees to run i."""
 
   def __init__(self):
     self._threads = [ThreadPoolExecutor(1) for _ in range(_cores())]  # XLA runs on a CPU in order what one thread asks of it, and no more than that

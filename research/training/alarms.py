@@ -14,7 +14,7 @@ STREAK = 10  # logged lines over which no update is made, after which a run is g
 
 
 def only_skips(lines: Sequence[Mapping[str, Any]]) -> int:
-  """How many updates were skipped (loss or gradient not finite, or above optimizer.spike) since the last but STREAK line of training; 0 where one was made."""
+  """How many updates were skipped (loss or gradient not finite, or above optimizer.spike) since the line of training STREAK before the last; 0 where one was made."""
   if len(lines) <= STREAK:
     return 0
   first, last = lines[-1 - STREAK], lines[-1]
