@@ -54,6 +54,6 @@ def pairwise_sigmoid(queries: Array, keys: Array, present: Array, scale: Array, 
   """
   scores = jnp.einsum("ND,KD->NK", queries, keys, preferred_element_type=jnp.promote_types(jnp.float32, queries.dtype)) * scale + bias
   own = jnp.eye(len(keys), dtype=bool)
-  sign = jnp.where(own, 1.0, -1.0).astype(scores.dtype)
+  sign = jnp.where(own, 1, -1)
   loss = jnp.sum(jnp.where(present[None, :], -jax.nn.log_sigmoid(sign * scores), 0.0), axis=1)
   return Matched(loss, jnp.diagonal(scores) > jnp.max(jnp.where(present[None, :] & ~own, scores, ABSENT), axis=1))

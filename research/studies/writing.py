@@ -166,16 +166,15 @@ def _chosen(results: Results, scores: Scores) -> list[Block]:
 def _curves(results: Results, scores: Scores) -> list[Block]:
   head, _, rest = scores.metric.partition(".")
   key, budget = (rest if head == "valid" and rest else "loss"), results.study["budget"]["equal"]
-  name, unit, lines = f"`{key}`", UNITS[budget], _lines(results, key, budget, "valid")
-  what, why = f"Validation {name}", ""
+  lines, where, why = _lines(results, key, budget, "valid"), "validation", ""
   longest = max((len(x) for curves in lines.values() for _, found in curves for x, _ in found.values()), default=0)
   if longest < PLACES and (trained := _lines(results, key, budget, "train")):
-    lines, what, why = trained, f"Training {name}", f" Validation was scored at {longest or 'no'} place{'' if longest == 1 else 's'} only (`evaluate.every`)."
+    lines, where, why = trained, "training", f" Validation was scored at {longest or 'no'} place{'' if longest == 1 else 's'} only (`evaluate.every`)."
   if not lines:
-    return [Heading("Learning curves"), Text(f"No run has logged {name} yet.")]
+    return [Heading("Learning curves"), Text(f"No run has logged `{key}` yet.")]
   panels = {kind: [figures.Curve(arm, found, arm in _marked(results, scores, [arm for arm, _ in curves])) for arm, found in curves] for kind, curves in lines.items()}
-  figures.curves(findings.picture(results, "curves"), panels, unit, what.lower().replace("`", "").replace("_", " "))
-  return [Heading("Learning curves"), Figure("figures/curves.png", f"{what} against {unit}: mean over blocks, band from the lowest to the highest block, without what a "
+  figures.curves(findings.picture(results, "curves"), panels, UNITS[budget], f"{where} {key.replace('_', ' ')}")
+  return [Heading("Learning curves"), Figure("figures/curves.png", f"{where.capitalize()} `{key}` against {UNITS[budget]}: mean over blocks, band from the lowest to the highest block, without what a "
           "block does to all arms alike." + why + (" Objectives have panels of their own: their losses do not compare." if len(lines) > 1 else ""))]  # fmt: skip
 
 

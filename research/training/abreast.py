@@ -5,7 +5,7 @@
 | Threaded | a list | CPUs: as many runs at a time as there are cores, for one small model's step leaves part of them idle |
 | SideBySide | stacked, mapped by `vmap` | accelerators, of which one small model leaves the most idle |
 
-Both compile once. On a CPU `vmap` gains nothing, and `lax.map` over a stack copies every state out of it and in again (benchmarks/README.md).
+Both compile once. `lax.map` over a stack would do so on a CPU too, but copies every state out of it and in again, and is slower (benchmarks/README.md).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,8 +15,7 @@ from research.core.trees import size
 from research.core.types import Mean
 from research.objectives.base import tokens_of_row
 from research.parallel import mesh as meshes
-from research.training import energy, monitor, watch
-from research.training.alarms import Alarms, only_skips
+from research.training import alarms, energy, monitor, watch
 from research.training.restore import TOKENIZER
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class Book:
     self._run, self._config, self._workdir, self._rows, self._clock = run, config, workdir, rows, clock
     self._began = began - (0.0 if meta is None else meta["wall_seconds"])
     self._board = monitor.Monitor(workdir, run.cfg.log, run.cfg.steps, start, say, bar) if leads else monitor.Mute()
-    self._alarms = Alarms(rows.baseline, rows.scores.get("loss"))
-    self._lines: list[dict[str, float]] = []
+    self._alarms = alarms.Alarms(rows.baseline, rows.scores.get("loss"))
+    self._lines: deque[dict[str, float]] = deque(maxlen=alarms.STREAK + 1)
     self._meter, self._share, self._used = energy.Meter(), share, {} if meta is None else meta.get("energy_joules") or {}
 
   def train(self, step: int, metrics: Mapping[str, Any], steps_per_second: float | None, work: float, peak: float) -> None:
@@ -93,7 +93,7 @@ class Book:
     for line in self._alarms.train(values):
       self._board.say(line)
     self._lines.append({"step": step, "skipped": values["skipped"]})
-    if skipped := only_skips(self._lines):
+    if skipped := alarms.only_skips(self._lines):
       raise UserError(f"the last {skipped} updates were all skipped (loss or gradient not finite, or above optimizer.spike): "
                       f"lower the learning rate; checkpoints before step {step} are kept in '{self._workdir}'.")  # fmt: skip
 

@@ -106,7 +106,7 @@ def test_side_by_side_as_on_an_accelerator_each_ends_there_too(data, alone, tmp_
 
 
 def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monkeypatch):
-  monkeypatch.setattr(alarms, "STREAK", 2)
+  monkeypatch.setattr(alarms, "STREAK", 3)
   initial = together._initial
 
   def poisoned(members, said):
@@ -119,7 +119,7 @@ def test_a_run_that_diverges_is_named_and_the_others_go_on(data, tmp_path, monke
   assert good.failed is None and good.summary["step"] == 12 and np.isfinite(good.summary["valid"]["loss"])
   assert "updates were all skipped" in bad.failed and str(tmp_path / "bad") in bad.failed and bad.summary == {}
   assert any(line.startswith("[1] FAILED at step") for line in said) and not os.path.exists(tmp_path / "bad" / "summary.json")
-  assert Checkpoints(str(tmp_path / "good")).steps()[-1] == 12 and 12 not in Checkpoints(str(tmp_path / "bad")).steps()
+  assert Checkpoints(str(tmp_path / "good")).steps()[-1] == 12 and max(Checkpoints(str(tmp_path / "bad")).steps()) < 12
 
 
 @pytest.mark.parametrize("override, part", [("model.width=32", "'model.width' is 32 there and 16 here"), ("optimizer.weight_decay=0", "optimizer.weight_decay"),
