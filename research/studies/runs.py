@@ -99,7 +99,7 @@ class Ready:
       UserError: a mistake in a config, in the data, or in how the parts of a model go together.
     """
     self.study, self.root, self.arms = study, root, arms_of(study)
-    self._old = {_same(run): run for run in _listed(root)} if keep_code else {}
+    self._old = _listed(root) if keep_code else []
     self._made: dict[str, Run] = {}
     self._known: dict[str, Known] = {}
     self._costs: dict[str, Cost] = {}
@@ -180,10 +180,20 @@ class Ready:
     code = address.code_hash(parts)
     made = Run(name, block, study.base, overrides, self.steps[i], address.address(config, data, code, before), configs.digest(config), data, code, code, parts,
                before, evals, tried)  # fmt: skip
-    if old := self._old.get(_same(made.__dict__)):
+    if (old := self._kept(arm, made, changes)) is not None:
       made = dataclasses.replace(made, address=old["address"], code=old["code"])
     self._made[key] = made
     return made
+
+  def _kept(self, arm: Arm, run: Run, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run of study.json that differs from this one in nothing but code, and in the folder of the study, which is part of where it starts from."""
+    for old in self._old:
+      starts, config_hash = old["overrides"].get("init_from"), run.config_hash
+      if run.after and starts and os.path.basename(starts) == run.after:
+        config_hash = configs.digest(resolved(self.study, arm, {**changes, "init_from": starts})[1])
+      if (old["config_hash"], old["data_hash"]) == (config_hash, run.data_hash):
+        return old
+    return None
 
   def _before(self, arm: Arm, block: int, chosen: Mapping[str, Any]) -> str | None:
     """The workdir of the run whose weights the arm's run of `block` starts from; None: it starts at random, or as its config says.
@@ -334,8 +344,3 @@ def _listed(root: str) -> list[dict[str, Any]]:
   except FileNotFoundError:
     return []
   return [run for run in [*plain["runs"], *((plain["tuning"] or {}).get("runs", []))] if run["address"]]
-
-
-def _same(run: Mapping[str, Any]) -> tuple[str, str]:
-  """What two runs share that differ in nothing but code."""
-  return run["config_hash"], run["data_hash"]

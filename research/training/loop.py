@@ -174,11 +174,23 @@ def check_resume(config, workdir: str, meta: dict[str, Any], say: Callable[[str]
     if key == "batch_size":
       raise UserError(f"'{workdir}' was trained with {line.replace(':', '')}: another batch size is another stream of batches; "
                       "keep it, or start a new workdir (with init_from to keep the weights).")  # fmt: skip
-    moved = key == "init_from" and None not in (old.init_from, config.init_from) and os.path.realpath(old.init_from) == os.path.realpath(config.init_from)
-    if not key.startswith(experiment.RESUMABLE) and not moved:
+    if not key.startswith(experiment.RESUMABLE) and not (key == "init_from" and _same_weights(old.init_from, config.init_from)):
       raise UserError(f"'{workdir}' holds a run with another config ({line}): resume it unchanged, or start a new workdir.")
   if changes:
     say("resuming with changes: " + "; ".join(changes))
+
+
+def _same_weights(old: str | None, new: str | None) -> bool:
+  """Whether two paths that a run starts from name one workdir, or the second is what the first has been moved to, or a copy of it."""
+  if old is None or new is None:
+    return False
+  if os.path.realpath(old) == os.path.realpath(new):
+    return True
+  if os.path.basename(os.path.abspath(old)) != os.path.basename(os.path.abspath(new)):
+    return False
+  with contextlib.suppress(UserError):  # no checkpoint in either
+    return not os.path.exists(old) or Checkpoints(old).meta() == Checkpoints(new).meta()
+  return False
 
 
 def train(config, workdir: str, say: Callable[[str], None] = print, profile: range = range(0), until: int | None = None) -> dict[str, Any]:

@@ -288,6 +288,19 @@ def test_keep_code_counts_what_only_other_code_has_made(ready_of, tmp_path, monk
   assert not before & {run.address for run in changed.runs()}
 
 
+def test_keep_code_knows_the_runs_of_a_study_that_was_moved(ready_of, tmp_path, monkeypatch):
+  here, there = str(tmp_path / "here"), str(tmp_path / "there")
+  ready = ready_of(here, arms=AFTER)
+  stages.save(ready, {}, [])
+  os.rename(here, there)
+  monkeypatch.setattr(address, "code_hash", lambda parts: "other code")
+  kept = ready_of(there, arms=AFTER, keep_code=True).runs()
+  assert [run.address for run in kept] == [run.address for run in ready.runs()]
+  assert {run.overrides.get("init_from") for run in kept if run.after} == {os.path.join(there, "runs", run.address) for run in kept if not run.after}
+  swapped = ready_of(there, arms=[{**AFTER[0], "model.width": 32}, {**AFTER[1], "model.width": 16}], keep_code=True).runs()
+  assert not {run.address for run in swapped} & {run.address for run in kept}
+
+
 # --- one after another, tuning -----------------------------------------------------------------------------------------------
 
 AFTER = [{"name": "first"}, {"name": "second", "after": "first", "optimizer.weight_decay": 0.2}]

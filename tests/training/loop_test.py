@@ -324,8 +324,23 @@ def test_the_weights_that_a_run_started_from_may_be_named_otherwise_when_it_goes
   monkeypatch.chdir(tmp_path)
   loop.train(experiment(data, "causal_lm", "init_from=copy"), workdir, said.append, until=4)
   assert any("resumed at step 2" in line for line in said)
-  with pytest.raises(UserError, match="holds a run with another config \\(init_from"):
-    loop.train(experiment(data, "causal_lm", "init_from=other"), workdir, quiet)
+  again = lambda path: loop.train(experiment(data, "causal_lm", f"init_from={path}"), workdir, quiet, until=4)
+  refused = lambda: pytest.raises(UserError, match="holds a run with another config \\(init_from")
+  with refused():
+    again("other")
+  shutil.copytree("copy", "elsewhere/copy")
+  again("elsewhere/copy")
+  for record in pathlib.Path("elsewhere/copy").glob("checkpoints/*/meta/metadata"):
+    record.write_text(record.read_text().replace('"step"', '"other"'))
+  with refused():  # of one name, but not the same
+    again("elsewhere/copy")
+  os.rename("copy", "moved")
+  again("elsewhere/copy")  # there is nothing to compare it with
+  with refused():
+    again("moved")
+  os.mkdir("copy")
+  with refused():
+    again("elsewhere/copy")
 
 
 def test_init_from_takes_the_parameters_and_nothing_else(whole, data, tmp_path):
