@@ -132,13 +132,26 @@ def evaluate(workdir: str, evals: list[str] | None, data: str | None, step: int 
     results[name] = {"scores": scores, "settings": {"step": run.step, "data": data or "validation split", "rows": len(rows), **({"cut": rows.cut} if hasattr(rows, "cut") else {}),
                                               **({"pairs_each": most} if most is not None else {}), **more}}  # fmt: skip
   path = os.path.join(workdir, "evaluations.json")
-  kept = json.load(open(path, encoding="utf-8")) if os.path.isfile(path) else {}  # noqa: SIM115
+  kept = _kept(path)
   for name, entry in results.items():
     kept[name + (f" of {data}" if data else "") + (f" at step {step}" if step is not None else "")] = entry
   with open(path + ".tmp", "w", encoding="utf-8") as file:
     json.dump(kept, file, indent=2)
   os.replace(path + ".tmp", path)
   return results
+
+
+def _kept(path: str) -> dict[str, Any]:
+  """What earlier evaluations have left. A file that cannot be read is put aside, and it is said."""
+  try:
+    with open(path, encoding="utf-8") as file:
+      return dict(json.load(file))
+  except FileNotFoundError:
+    return {}
+  except (ValueError, TypeError):
+    os.replace(path, path + ".damaged")
+    print(f"'{path}' could not be read: it is '{path}.damaged' now, and earlier evaluations are to be made again")
+    return {}
 
 
 def _fitting(objective) -> str:

@@ -38,6 +38,6 @@ def get_study(size: str = "small"):
       seeds=3,
       flops=FLOPS[size],
       metrics={"evaluations.minimal_pairs.overall": "higher", "evaluations.probing.accuracy": "higher"},
-      tuning=Tuning((1e-3, 3e-3, 1e-2), metric="valid.loss", better="lower", halving=Halving(rungs=2, eta=4)),
+      tuning=Tuning((1e-3, 3e-3, 1e-2), metric="valid.loss", better="lower", blocks=(3,), halving=Halving(rungs=2, eta=4)),
       evals=(BLIMP, PROBE),
   )

@@ -254,8 +254,8 @@ def effects(planned: Sequence[Effect], scores: np.ndarray) -> list[Effect]:
 
 
 def without_blocks(scores: np.ndarray) -> np.ndarray:
-  """Scores [arms, blocks] without what a block does to all arms alike (Cousineau 2005): its mean over arms less that over all. As they are where one is nan."""
-  return scores - scores.mean(0) + scores.mean() if np.isfinite(scores).all() else scores
+  """Scores [arms, blocks] without what a block does to all arms alike (Cousineau 2005): its mean over arms less that over all. None may be nan."""
+  return scores - scores.mean(0) + scores.mean()
 
 
 def level_means(arms: Sequence[Mapping[str, Any]], factor: str, levels: Sequence[Any], scores: np.ndarray) -> list[Interval]:

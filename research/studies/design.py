@@ -90,13 +90,20 @@ def table(sweep: Sweep) -> str:
 
 def _levels(levels: Mapping[str, Sequence[Any]] | None, more: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
   found = {}
+  if not isinstance(levels or {}, Mapping):
+    raise UserError(f"levels are a mapping from config key to a list of values; got {levels!r}.")
   for key, values in {**(levels or {}), **more}.items():
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
       raise UserError(f"the levels of '{key}' must be a list, written [{values!r}, …]; got {values!r}.")
-    found[key] = list(values)
+    found[key] = plain(values)
     if not found[key]:
       raise UserError(f"'{key}' has no level: name at least one.")
   return found
+
+
+def plain(values: Iterable[Any]) -> list[Any]:
+  """A list of Python's own values, also of an array's."""
+  return [value.item() if hasattr(value, "dtype") and hasattr(value, "item") else value for value in values]
 
 
 def _frozen(value: Any) -> Any:
@@ -114,6 +121,9 @@ class Uniform:
   low: float
   high: float
 
+  def __post_init__(self):
+    _bounds(self)
+
   def at(self, share: float) -> float:
     """The value below which `share` of the distribution lies, to four digits, so that it can be read and typed."""
     return float(f"{self.low + share * (self.high - self.low):.4g}")
@@ -125,6 +135,7 @@ class LogUniform:
   high: float
 
   def __post_init__(self):
+    _bounds(self)
     if self.low <= 0:
       raise UserError(f"LogUniform({self.low}, {self.high}): the bounds must be above 0.")
 
@@ -133,6 +144,27 @@ class LogUniform:
 
 
 Space = Mapping[str, Uniform | LogUniform | Sequence[Any]]  # a list is a choice among its values, each as likely
+
+
+def _bounds(distribution: Uniform | LogUniform) -> None:
+  low, high = distribution.low, distribution.high
+  if not (all(isinstance(bound, (int, float)) for bound in (low, high)) and -math.inf < low < high < math.inf):
+    raise UserError(f"{type(distribution).__name__}({low!r}, {high!r}): the bounds are two numbers, the lower one first.")
+
+
+def check_space(space: Any) -> None:
+  """Raises UserError where it is no space: the key is named."""
+  if not isinstance(space, Mapping) or not space:
+    raise UserError(f"a space is a mapping from config key to Uniform(low, high), LogUniform(low, high) or a list of values; got {space!r}.")
+  for key, values in space.items():
+    if not isinstance(values, (Uniform, LogUniform)) and (isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not values):
+      raise UserError(f"the space of '{key}' is Uniform(low, high), LogUniform(low, high) or a list of values; got {values!r}.")
+
+
+def outside(arm: Arm, space: Space) -> str | None:
+  """The key whose value in the arm is none of the space's; None where there is none."""
+  holds = lambda value, values: values.low <= value <= values.high if isinstance(values, (Uniform, LogUniform)) else value in values
+  return next((key for key, values in space.items() if key in arm and not holds(arm[key], values)), None)
 
 
 def _at(distribution: Uniform | LogUniform | Sequence[Any], share: float) -> Any:
@@ -145,6 +177,7 @@ def random(count: int, space: Space, seed: int = 0) -> Sweep:
   Raises:
     UserError: the space does not hold so many arms.
   """
+  check_space(space)
   draw, arms = randomness.Random(seed).random, {}  # of all that the module draws, `random` alone is promised to stay the same
   for _ in range(100 * count):
     if len(arms) < count:
@@ -160,6 +193,7 @@ def latin_hypercube(count: int, space: Space, seed: int = 0) -> Sweep:
 
   Of a list each value comes up equally often, ± 1. Raises as `unique` does where two arms coincide, which lists alone can lead to.
   """
+  check_space(space)
   draw = randomness.Random(seed).random
   columns = []
   for distribution in space.values():
@@ -178,10 +212,11 @@ def sampler_library() -> Any:
 
 
 def suggest(count: int, space: Space, told: Sequence[tuple[Arm, float]], better: str = "lower", seed: int = 0) -> Sweep:
-  """The next `count` arms that Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) would try, after the scores of those `told`.
+  """The next arms, at most `count` different ones, that Optuna's tree-structured Parzen estimator (Bergstra et al. 2011) would try, after the scores of those `told`.
 
   Ask and tell as one function without a state: the same scores give the same arms, so a search is a chain of sweeps. Needs the package optuna (extra `search`).
   """
+  check_space(space)
   optuna = sampler_library()
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   kinds = {}
@@ -195,7 +230,8 @@ def suggest(count: int, space: Space, told: Sequence[tuple[Arm, float]], better:
     study.add_trial(optuna.trial.create_trial(params={key: arm[key] for key in space}, distributions=kinds, value=score if math.isfinite(score) else None, state=state))
   asked = [study.ask(kinds).params for _ in range(count)]
   rounded = [{key: float(f"{value:.4g}") if isinstance(space[key], (Uniform, LogUniform)) else value for key, value in arm.items()} for arm in asked]
-  return unique([{key: arm[key] for key in space} for arm in rounded])
+  arms = [{key: arm[key] for key in space} for arm in rounded]
+  return list({_frozen(arm): arm for arm in arms}.values())  # what is asked for at one time may come twice
 
 
 # --- two-level fractions -----------------------------------------------------------------------------------------------------
@@ -222,6 +258,9 @@ def fractional(levels: Mapping[str, Sequence[Any]], *generators: str) -> Sweep:
     if left not in letters or not word or left in made or not set(word) <= set(letters) or len(set(word)) < len(word):
       raise UserError(f"fractional: generator '{generator}' cannot be read: write one of the letters {', '.join(letters)} and a product of others, such as d=abc.")
     made[left] = sign, word
+  alike = [letter for letter, (_, word) in made.items() if len(word) == 1 or [set(other) for _, other in made.values()].count(set(word)) > 1]
+  if alike:
+    raise UserError(f"fractional: factor '{alike[0]}' would be the same as another, or its opposite: give each generator a product of its own, of two letters or more.")
   if recursive := set("".join(word for _, word in made.values())) & made.keys():
     raise UserError(f"fractional: '{min(recursive)}' is made by a generator and cannot be part of another; write it out.")
   sweep = []

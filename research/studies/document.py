@@ -87,7 +87,10 @@ def amount(value: float) -> str:
 
 
 def probability(p: float) -> str:
-  return "–" if not math.isfinite(p) else "< 0.0001" if p < 1e-4 else f"{p:.2g}"
+  """Two digits, or as many as it takes to see on which side of 0.05 it lies."""
+  if not math.isfinite(p) or p < 1e-4:
+    return "< 0.0001" if math.isfinite(p) else "–"
+  return next(text for digits in range(2, 18) if ((float(text := f"{p:.{digits}g}") < 0.05) == (p < 0.05)))
 
 
 # --- Markdown ----------------------------------------------------------------------------------------------------------------

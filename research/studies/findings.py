@@ -32,7 +32,8 @@ class Scores(NamedTuple):
 def scores_of(results: Results, metric: str, better: str) -> Scores:
   values = results.scores(metric)
   compared, finite = analysis.compare(values, results.baseline), [row[np.isfinite(row)] for row in values]
-  deviations = [c.deviation for c in compared if c is not None and c.deviation > 0] or [row.std(ddof=1) for row in finite if len(row) > 1 and np.ptp(row) > 0]
+  deviations = ([c.deviation for c in compared if c is not None and c.deviation > 0] or [abs(c.difference.value) / 10 for c in compared if c is not None and c.deviation == 0 and c.difference.value]
+                or [row.std(ddof=1) for row in finite if len(row) > 1 and np.ptp(row) > 0])  # fmt: skip
   size = np.median(deviations) if deviations else np.abs(np.concatenate(finite)).max(initial=0.0) / 100 or 1.0
   return Scores(metric, better, values, compared, int(np.clip(1 - math.floor(math.log10(size)), 0, 6)))
 
@@ -81,7 +82,8 @@ def _test(c: Comparison, corrected: bool = False) -> str:
   if c.n == 1:
     return "one block"
   p = probability(c.corrected if corrected else c.p)
-  return f"95 % t interval of the paired difference over {c.n} blocks, p {p if p.startswith('<') else '= ' + p}{' corrected' if corrected else ''}"
+  same = "; it is the same in each, so that no test can judge it: see whether the seeds have any effect" if c.deviation == 0 else ""
+  return f"95 % t interval of the paired difference over {c.n} blocks, p {p if p.startswith('<') else '= ' + p}{' corrected' if corrected else ''}{same}"
 
 
 def _interval(interval: Interval, digits: int, sign: bool = False) -> str:
@@ -99,7 +101,7 @@ def arms_table(results: Results, scores: Scores) -> Table:
   for arm, row, c in zip(results.arms, scores.values, scores.compared):
     found = row[np.isfinite(row)]
     deviation = found.std(ddof=1) if len(found) > 1 else math.nan
-    cells = [f"`{arm}`", str(len(found)), fixed(found.mean() if len(found) else math.nan, scores.digits), fixed(deviation, scores.digits)]
+    cells = [f"`{arm}`", str(len(found)) + (f" ({c.n} paired)" if c is not None and c.n < len(found) else ""), fixed(found.mean() if len(found) else math.nan, scores.digits), fixed(deviation, scores.digits)]
     if c is None:
       cells += ["baseline" if arm == results.study["decides"]["baseline"] and len(results.arms) > 1 else "–", *[""] * (len(head) - 5)]
     else:
@@ -108,7 +110,8 @@ def arms_table(results: Results, scores: Scores) -> Table:
       cells += [probability(c.p), probability(c.corrected), *([probability(c.p_permutation)] if enough else []), fixed(c.effect, 2, True)]
     rows.append(cells)
   count = sum(c is not None and math.isfinite(c.p) for c in scores.compared)
-  note = (f"n: blocks with a score. Difference: the arm less `{results.study['decides']['baseline']}`, paired by block, with Student's 95 % interval (of one comparison)"
+  fewer = any(c is not None and c.n < np.isfinite(row).sum() for row, c in zip(scores.values, scores.compared))
+  note = (f"n: blocks with a score{', and those of them in which the baseline has one too, by which it is compared' if fewer else ''}. Difference: the arm less `{results.study['decides']['baseline']}`, paired by block, with Student's 95 % interval (of one comparison)"
           + (", the expanded percentile bootstrap's" if enough else "") + f". p: paired t test; corrected: Holm, over {count} comparison{'s' * (count != 1)}"
           + ("; sign flips: exact permutation test" if enough else "") + ". Effect size: Hedges' g of the paired differences.")  # fmt: skip
   return Table(head, rows, 1, note)
@@ -194,19 +197,20 @@ def _distinct(planned: Sequence[analysis.Effect], confounded: design.Confounding
 
 
 def pareto(results: Results, scores: Scores) -> list[Block]:
-  points, values = [], analysis.without_blocks(scores.values)
-  for arm, row in zip(results.arms, values):
-    found = row[np.isfinite(row)]
-    if len(found) and math.isfinite(cost := results.total_flops(arm)) and cost > 0:
-      points.append(figures.Point(arm, cost, Interval(found.mean(), found.min(), found.max())))
-  if len(points) < 2:
+  scored = np.isfinite(scores.values)
+  rows = [i for i, arm in enumerate(results.arms) if scored[i].any() and math.isfinite(cost := results.total_flops(arm)) and cost > 0]
+  if len(rows) < 2:
     return []
+  common = scored[rows].all(0)
+  values = analysis.without_blocks(scores.values[rows][:, common]) if common.any() else scores.values[rows]
+  points = [figures.Point(results.arms[i], results.total_flops(results.arms[i]), Interval(np.nanmean(row), np.nanmin(row), np.nanmax(row))) for i, row in zip(rows, values)]
   costs = [point.x for point in points]
   if max(costs) / min(costs) - 1 <= EQUAL:
     return [Heading("Score against FLOPs"), Text(f"All arms cost the same FLOPs, {amount(max(costs))} a run to within {100 * EQUAL:.0f} %, so the table of arms is the whole of it.")]
   figures.pareto(picture(results, "pareto"), points, "FLOPs of a run", scores.metric, scores.better)
-  return [Heading("Score against FLOPs"), Figure("figures/pareto.png", f"Mean `{scores.metric}` against the FLOPs of a run, with the range over blocks, without what a block does to all arms alike. "
-          "Blue: no other arm is at once better and cheaper.")]  # fmt: skip
+  which = ("the range over blocks, without what a block does to all arms alike" + ("" if common.all() else f", over the {common.sum()} of {len(results.blocks)} blocks that all arms here have")
+           if common.any() else "the range over blocks; **no block has all arms, so these are means of different blocks and do not compare**")  # fmt: skip
+  return [Heading("Score against FLOPs"), Figure("figures/pareto.png", f"Mean `{scores.metric}` against the FLOPs of a run, with {which}. Blue: no other arm is at once better and cheaper.")]
 
 
 def seeds(results: Results, scores: Scores) -> list[Block]:

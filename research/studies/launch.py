@@ -113,6 +113,8 @@ def local(runs: Sequence[Run], root: str, board: Board, parallel: int, together:
   awaits = lambda run: states.get(run.after, DONE) != DONE and not _trained(known[run.after], root)  # weights; the evaluations of the run that has them may come later
   try:
     with board, Stop() as stop:
+      for run in (run for run in runs if states[run.address] == ELSEWHERE):
+        board.say(f"waits  {run}: another process is at work on it · {run.folder(root)}")
       while True:
         for child in [child for child in children if child.process.poll() is not None]:
           children.remove(child)

@@ -26,7 +26,7 @@ class Run:
   arm: str
   block: int
   folder: str  # as seen from the study's folder; empty: not planned yet
-  state: str  # done, diverged, unscored, dropped, unfinished, failed, missing; scores count of the first alone
+  state: str  # done, diverged, unscored, dropped, chosen (in tuning, before its end), unfinished, failed, missing; scores count of the first alone
   note: str  # what there is to say of its state
   plan: Mapping[str, Any]  # what study.json says of it
   config: Mapping[str, Any]  # empty: not started
@@ -46,7 +46,7 @@ class Run:
   @property
   def settled(self) -> bool:
     """It is done as far as the study wants it."""
-    return self.state in ("done", "dropped")
+    return self.state in ("done", "dropped", "chosen")
 
   @property
   def ended(self) -> bool:
@@ -132,7 +132,14 @@ def read(folder: str) -> Results:
   decides, evals = study["decides"]["metric"], {arm["name"]: arm.get("evals") for arm in study["arms"]}
   asked = lambda arm, metric: evals[arm] is None or not metric.startswith("evaluations.") or any(_about(metric, words) for words in evals[arm])
   runs = tuple(_run(folder, plan, decides if asked(plan["arm"], decides) else "step") for plan in study["runs"])
-  return Results(folder, study, runs, tuple(_run(folder, plan, tuning["metric"]) for plan in tuning.get("runs", ())))
+  return Results(folder, study, runs, tuple(_tuning(_run(folder, plan, tuning["metric"]), tuning["chosen"]) for plan in tuning.get("runs", ())))
+
+
+def _tuning(run: Run, chosen: Mapping[str, Any]) -> Run:
+  """A run of tuning: where halving left no other value, the one that was chosen ended early too."""
+  if run.state != "dropped" or run.arm not in chosen or chosen[run.arm] != run.plan["value"]:
+    return run
+  return dataclasses.replace(run, state="chosen", note=run.note.replace("halving ended it", "no other value was left"))
 
 
 def _about(metric: str, evaluation: str) -> bool:
@@ -158,6 +165,8 @@ def _run(root: str, plan: Mapping[str, Any], metric: str) -> Run:
   workdir = os.path.join(root, folder)
   try:
     config, summary, evaluations = (_json(os.path.join(workdir, f"{name}.json")) or {} for name in ("config", "summary", "evaluations"))
+    if not all(isinstance(each, dict) for each in (config, summary, evaluations)) or summary and not isinstance(summary.get("step"), int):
+      raise UserError(f"'{workdir}' holds a config.json, summary.json or evaluations.json that no run has written: start its run or sweep once more.")
   except UserError as error:
     return Run(plan["arm"], plan["block"], folder, "failed", str(error).replace(root + os.sep, ""), plan, {}, {}, {})
   run = Run(plan["arm"], plan["block"], folder, "done", "", plan, config, summary, evaluations)

@@ -99,7 +99,8 @@ class Ready:
       UserError: a mistake in a config, in the data, or in how the parts of a model go together.
     """
     self.study, self.root, self.arms = study, root, arms_of(study)
-    self._old = _listed(root) if keep_code else []
+    self._keep_code = keep_code
+    self._old = _listed(root, keep_code)
     self._made: dict[str, Run] = {}
     self._known: dict[str, Known] = {}
     self._costs: dict[str, Cost] = {}
@@ -180,20 +181,29 @@ class Ready:
     code = address.code_hash(parts)
     made = Run(name, block, study.base, overrides, self.steps[i], address.address(config, data, code, before), configs.digest(config), data, code, code, parts,
                before, evals, tried)  # fmt: skip
-    if (old := self._kept(arm, made, changes)) is not None:
+    if (old := self._earlier(arm, made, changes)) is not None and self._keep_code:
       made = dataclasses.replace(made, address=old["address"], code=old["code"])
+    elif old is not None and self._reached(old) == made.steps:
+      self._once("runs here are done that differ in nothing but code: --keep_code counts them, if you vouch that the change does not matter")
     self._made[key] = made
     return made
 
-  def _kept(self, arm: Arm, run: Run, changes: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The run of study.json that differs from this one in nothing but code, and in the folder of the study, which is part of where it starts from."""
+  def _earlier(self, arm: Arm, run: Run, changes: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run of study.json that differs from this one in nothing but code, and in the folder of the study, which is part of where it starts from; of several the furthest."""
+    found = []
     for old in self._old:
       starts, config_hash = old["overrides"].get("init_from"), run.config_hash
       if run.after and starts and os.path.basename(starts) == run.after:
         config_hash = configs.digest(resolved(self.study, arm, {**changes, "init_from": starts})[1])
-      if (old["config_hash"], old["data_hash"]) == (config_hash, run.data_hash):
-        return old
-    return None
+      if (old["config_hash"], old["data_hash"]) == (config_hash, run.data_hash) and (self._keep_code or old["code"] != run.code):
+        found.append(old)
+    return max(found, key=self._reached, default=None)
+
+  def _reached(self, old: Mapping[str, Any]) -> int:
+    """The step at which a listed run stands."""
+    from research.training.book import read_summary
+
+    return read_summary(os.path.join(self.root, RUNS, old["address"])).get("step", 0)
 
   def _before(self, arm: Arm, block: int, chosen: Mapping[str, Any]) -> str | None:
     """The workdir of the run whose weights the arm's run of `block` starts from; None: it starts at random, or as its config says.
@@ -251,6 +261,9 @@ class Ready:
       "runs": [listed(runs[arm.name, block]) if (arm.name, block) in runs else {**absent, "arm": arm.name, "block": block}
                for block in study.blocks for arm in self.arms],
     }  # fmt: skip
+    now = {run["address"] for run in [*plain["runs"], *(plain["tuning"] or {"runs": []})["runs"]]}
+    if earlier := [run for run in self._old if run["address"] not in now and os.path.isdir(os.path.join(self.root, RUNS, run["address"]))]:
+      plain["earlier"] = earlier  # that --keep_code may want, once the code has changed
     return json.dumps(plain, indent=1, ensure_ascii=False, default=lambda value: value.item() if hasattr(value, "item") else dict(value)) + "\n"
 
   def table(self) -> str:
@@ -319,12 +332,13 @@ def measured(run: Run, root: str, metric: str) -> float | None:
 
 
 def evaluations(run: Run, root: str) -> dict[str, Any]:
-  """What `evaluations.json` of a run holds."""
+  """What `evaluations.json` of a run holds; one that is damaged holds nothing, so that the run is evaluated again."""
   try:
     with open(os.path.join(run.folder(root), "evaluations.json"), encoding="utf-8") as file:
-      return json.load(file)
-  except FileNotFoundError:
+      found = json.load(file)
+  except (FileNotFoundError, ValueError):
     return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _distinct(runs: list[Run]) -> list[Run]:
@@ -336,11 +350,20 @@ def _distinct(runs: list[Run]) -> list[Run]:
   return runs
 
 
-def _listed(root: str) -> list[dict[str, Any]]:
-  """The runs that study.json lists; none where there is no such file yet."""
+def _listed(root: str, needed: bool) -> list[dict[str, Any]]:
+  """The runs that study.json lists, and those that it has listed before; none where there is no such file yet.
+
+  Raises:
+    UserError: the file is damaged, and `needed`.
+  """
+  path = os.path.join(root, STUDY)
   try:
-    with open(os.path.join(root, STUDY), encoding="utf-8") as file:
+    with open(path, encoding="utf-8") as file:
       plain = json.load(file)
+    return [run for run in [*plain["runs"], *((plain["tuning"] or {}).get("runs", [])), *plain.get("earlier", [])] if run["address"]]
   except FileNotFoundError:
     return []
-  return [run for run in [*plain["runs"], *((plain["tuning"] or {}).get("runs", []))] if run["address"]]
+  except (ValueError, KeyError, TypeError) as error:
+    if not needed:
+      return []
+    raise UserError(f"'{path}' is damaged ({error}), so --keep_code cannot tell which runs it has listed: leave the flag out, or bring the file back.") from error

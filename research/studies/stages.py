@@ -15,13 +15,14 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from research.studies import design
-from research.studies.board import DONE, FAILED
+from research.studies.board import DONE, ELSEWHERE, FAILED
 from research.studies.document import shown
 from research.studies.launch import Outcome
 from research.studies.results import STUDY
 from research.studies.runs import Ready, Run, choose, measured
-from research.studies.study import Halving, Study
+from research.studies.study import Halving, Study, arms_of
 from research.training.alarms import diverged
+from research.training.book import read_summary
 from research.training.monitor import read_metrics
 
 Start = Callable[[Sequence[Run]], Outcome]  # runs what is not done of a list, or hands it on
@@ -56,6 +57,7 @@ def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say 
   """
   design.sampler_library()  # what is missing is told before the first round has been trained
   plan = study.search
+  study = _named(study)
   for number in range(plan.rounds + 1):
     ready = make(study)
     ended = _Sweep(ready, start, say, write).run()
@@ -69,8 +71,13 @@ def search(make: Callable[[Study], Ready], study: Study, start: Start, say: Say 
       say(f"search: after round {number + 1} no arm is suggested that has not been tried")
       return ended.status
     say(f"search: round {number + 2} of {plan.rounds + 1}, {len(arms)} more arms\n{design.table(arms)}")
-    study = dataclasses.replace(study, arms=[*study.arms, *arms])
+    study = _named(dataclasses.replace(study, arms=[*study.arms, *arms]))
   raise AssertionError
+
+
+def _named(study: Study) -> Study:
+  """With the names that its arms have now: default ones hang on the others, and more arms would give new ones to all, the baseline among them."""
+  return dataclasses.replace(study, arms=[{**arm, "name": named.name} for arm, named in zip(study.arms, arms_of(study))])
 
 
 class _Sweep:
@@ -188,7 +195,10 @@ def halve(groups: Mapping[Hashable, Mapping[Any, Sequence[Run]]], plan: Halving,
 def undecided(runs: Sequence[Run], root: str, metric: str, say: Say) -> bool:
   """Whether one of the runs that have ended lacks the metric though it has not diverged; they are named."""
   found = [run for run in runs if measured(run, root, metric) is None and not diverged(read_metrics(run.folder(root)))]
-  if found:
+  past = [run for run in found if run.until is not None and read_summary(run.folder(root)).get("step", 0) > run.until]
+  if past:
+    say(f"nothing is decided: {'; '.join(map(str, past))} went further before the study was halved so, and has no {metric} of that step: sweep into another folder, or without that halving")
+  elif found:
     say(f"nothing is decided: no {metric} of {'; '.join(map(str, found))}, though no loss has diverged there: mend what ended it, or take that value or arm out of the study")
   return bool(found)
 
@@ -212,7 +222,8 @@ def closing(outcome: Outcome, say: Say, what: str, told: bool) -> int:
   done, failed = counts[DONE], counts[FAILED]
   of = f"{done} of {len(outcome.states)} {what} are done" + (f", {failed} have failed" if failed else "")
   if outcome.signal:
-    say(f"stopped by {signal.Signals(outcome.signal).name}: {of}; those under way have saved what they had, and the same command goes on")
+    elsewhere = f"; {counts[ELSEWHERE]} that other processes train go on" if counts[ELSEWHERE] else ""
+    say(f"stopped by {signal.Signals(outcome.signal).name}: {of}; those under way here have saved what they had{elsewhere}, and the same command goes on")
     return 128 + outcome.signal
   if outcome.edited:
     say(f"{of}; the code was edited meanwhile: sweep again (with --keep_code, if no run that is done would come out otherwise)")

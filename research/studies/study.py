@@ -29,6 +29,7 @@ each round are suggested by the scores of those before. Nothing here reads data 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import shlex
@@ -38,6 +39,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from research.core.config import NAME, is_config, leaves, members
 from research.core.errors import UserError, nearest
 from research.core.overrides import called, flag, load, split
+from research.studies import design
 from research.studies.design import Space
 from research.studies.document import shown
 
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 BUDGETS = ("steps", "tokens", "flops")
 BETTER = ("lower", "higher")
+TUNED_IN = 1000  # the block of tuning, unless a study says otherwise: none that more seeds would come to
 WARMUP = "optimizer.schedule.warmup"
 EVAL_FLAGS = ("data", "pairs", "step", "batch_size")  # of research.evaluate, for one evaluation
 SOURCES = ("step", "train", "valid", "best", "parameters", "tokens", "flops", "tokens_per_second", "mfu", "wall_seconds", "skipped", "goodput", "seconds", "energy_joules",
@@ -60,7 +63,7 @@ class Halving:
   eta: int = 2
 
   def __post_init__(self):
-    if self.rungs < 2 or self.eta < 2:
+    if not all(isinstance(number, int) and number >= 2 for number in (self.rungs, self.eta)):
       raise UserError(f"halving has at least 2 rungs, of which each keeps a half or less; got rungs={self.rungs}, eta={self.eta}.")
 
 
@@ -73,8 +76,9 @@ class Search:
   count: int = 8
 
   def __post_init__(self):
-    if self.rounds < 1 or self.count < 1 or not self.space:
-      raise UserError("a search has at least one key in its space, one round and one arm a round.")
+    design.check_space(self.space)
+    if not all(isinstance(number, int) and number >= 1 for number in (self.rounds, self.count)):
+      raise UserError(f"a search has at least one round, and one arm a round; got rounds={self.rounds!r}, count={self.count!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +89,19 @@ class Tuning:
   key: str = "optimizer.schedule.peak"
   metric: str = ""  # default: the metric that decides
   better: str = ""  # lower or higher, where the metric is none of the study's
-  blocks: Sequence[int] = ()  # seeds of the tuning runs; default: one, the next after those of the comparison, which it must not favour
+  blocks: Sequence[int] = ()  # seeds of the tuning runs; default: one that is none of the comparison's, which it must not favour
   halving: Halving | None = None  # of the values of each arm; the last one left need not go on
+
+  def __post_init__(self):
+    if isinstance(self.values, (str, bytes, Mapping)) or not isinstance(self.values, Iterable):
+      raise UserError(f"tuning.values={self.values!r}: write the values of {self.key} as a list.")
+    object.__setattr__(self, "values", tuple(design.plain(self.values)))
+    if not self.values or len({repr(value) for value in self.values}) < len(self.values):
+      raise UserError(f"tuning.values={self.values}: name each value of {self.key} once.")
+    if not all(isinstance(value, (bool, int, float, str)) for value in self.values):
+      raise UserError(f"tuning.values={self.values}: {self.key} is tuned among numbers or names; what else it can be (None, a list) is an arm of its own.")
+    if isinstance(self.blocks, str) or not isinstance(self.blocks, Sequence) or not all(isinstance(block, int) for block in self.blocks):
+      raise UserError(f"tuning.blocks={self.blocks!r}: write the seeds of the tuning runs as a list of whole numbers.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,14 +124,20 @@ class Study:
   name: str = ""  # default: that of its folder
 
   def __post_init__(self):
-    if not all(isinstance(arm, Mapping) for arm in self.arms) or not isinstance(self.metrics, Mapping) or not isinstance(self.common, Mapping):
+    for key, kind in (("tuning", Tuning), ("halving", Halving), ("search", Search)):
+      if not isinstance(getattr(self, key), (kind, type(None))):
+        raise UserError(f"{key}={getattr(self, key)!r}: write {key}={kind.__name__}(…), of research.studies.study.")
+    for key in ("question", "hypothesis", "base", "baseline", "name"):
+      if not isinstance(getattr(self, key), str):
+        raise UserError(f"{key}={getattr(self, key)!r} of the study: write a text.")
+    if isinstance(self.arms, str) or not isinstance(self.arms, Sequence) or not all(isinstance(arm, Mapping) for arm in self.arms) or not isinstance(self.metrics, Mapping) or not isinstance(self.common, Mapping):
       raise UserError("a study's arms are a list of mappings from config key to value; common is one such mapping, metrics one from metric to 'lower' or 'higher'.")
     budgets = [key for key in BUDGETS if getattr(self, key) is not None]
     if len(budgets) != 1:
       raise UserError(f"a study's budget is equal in one thing: give one of {', '.join(BUDGETS)}" + (f", not {' and '.join(budgets)}." if budgets else "."))
-    if not isinstance(amount := getattr(self, self.equal), (int, float)) or amount < 1:
-      raise UserError(f"{self.equal}={amount!r}: a run's budget is a number, and at least 1.")
-    if not isinstance(self.seeds, int) and not all(isinstance(seed, int) for seed in self.seeds):
+    if not isinstance(amount := getattr(self, self.equal), (int, float)) or not 1 <= amount < math.inf or self.equal == "steps" and amount != int(amount):
+      raise UserError(f"{self.equal}={amount!r}: a run's budget is a{' whole' * (self.equal == 'steps')} number, and at least 1.")
+    if not isinstance(self.seeds, int) and not (isinstance(self.seeds, Sequence) and all(isinstance(seed, int) for seed in self.seeds)):
       raise UserError(f"seeds={self.seeds!r}: write a number of blocks, or the seed of each.")
     if not self.blocks or len(set(self.blocks)) < len(self.blocks):
       raise UserError(f"seeds={self.seeds}: give each block a seed of its own, and at least one.")
@@ -126,6 +147,8 @@ class Study:
       raise UserError("a study needs a metric, such as metrics={'valid.loss': 'lower'}.")
     tuned = [self.tuning.metric] if self.tuning and self.tuning.metric else []
     for metric in (*self.metrics, *tuned):
+      if not isinstance(metric, str):
+        raise UserError(f"metric {metric!r}: write its name, such as 'valid.loss'.")
       if metric.partition(".")[0] not in SOURCES:
         raise UserError(f"metric '{metric}' is neither in summary.json nor, as evaluations.NAME.…, in evaluations.json.{nearest(metric.partition('.')[0], SOURCES)}")
     for metric, better in self.metrics.items():
@@ -133,8 +156,6 @@ class Study:
         raise UserError(f"metric '{metric}' is better '{better}': write 'lower' or 'higher'.")
     if tuned and self.tuning.metric not in self.metrics and self.tuning.better not in BETTER:
       raise UserError(f"tuning goes by '{self.tuning.metric}', which is none of the metrics: say better='lower' or 'higher' beside it.")
-    if self.tuning and (not self.tuning.values or len(set(self.tuning.values)) < len(self.tuning.values)):
-      raise UserError(f"tuning.values={self.tuning.values}: name each value of {self.tuning.key} once.")
     for metric in (*([self.tuning_metric] if self.tuning and self.tuning.halving else []), *([self.metric] if self.halving else [])):
       if not metric.startswith("valid."):
         raise UserError(f"halving goes by '{metric}', which a run on its way has not: it needs a metric of validation, such as valid.loss.")
@@ -165,7 +186,7 @@ class Study:
 
   @property
   def tuning_blocks(self) -> tuple[int, ...]:
-    return tuple(self.tuning.blocks) or (max(self.blocks) + 1,)
+    return tuple(self.tuning.blocks) or (TUNED_IN if TUNED_IN not in self.blocks else max(self.blocks) + 1,)
 
   @property
   def tuning_metric(self) -> str:
@@ -230,7 +251,11 @@ def arms_of(study: Study) -> list[Arm]:
     names = [other.name for other in found]
     if name in names:
       raise UserError(f"two arms are called '{name}': they must differ, or each have a 'name'.")
+    if not isinstance(name, str) or re.search(r"[`\x00-\x1f]", name):
+      raise UserError(f"the arm's name {name!r} is not one line of text without ` in it: give it another.")
     after, other = arm.get("after"), None
+    if not isinstance(after, (str, type(None))):
+      raise UserError(f"arm '{name}' starts after {after!r}: write the name of an arm above it.")
     if after not in (None, *names) and ":" in after:
       folder, _, its = after.rpartition(":")
       if not os.path.isfile(os.path.join(folder, "study.json")):
@@ -239,6 +264,8 @@ def arms_of(study: Study) -> list[Arm]:
     if after not in (None, *names):
       raise UserError(f"arm '{name}' starts after '{arm['after']}', which is no arm above it.{nearest(arm['after'], names)}")
     evals = arm.get("evals", study.evals)
+    if not (isinstance(evals, str) or isinstance(evals, Sequence) and all(isinstance(words, str) for words in evals)):
+      raise UserError(f"evals={evals!r} of arm '{name}': write a list of flags of research.evaluate, such as ['minimal_pairs --data=FILE'].")
     found.append(Arm(name, overrides, after, other, (evals,) if isinstance(evals, str) else tuple(evals)))
   return found
 
@@ -277,6 +304,12 @@ def check(study: Study) -> None:
       resolved(study, arm, {study.tuning.key: value} if study.tuning else {})
     for words in arm.evals:
       evaluation(words)
+    if study.search and (key := design.outside(arm.overrides, study.search.space)):
+      raise UserError(f"'{key}' is {arm.overrides[key]!r} for arm '{arm.name}', which is none of the values that the search may take ({study.search.space[key]}).")
+  for metric in (*study.metrics, *([study.tuning.metric] if study.tuning and study.tuning.metric else [])):
+    name = re.split(r"[. ]", metric.removeprefix("evaluations."), maxsplit=1)[0]
+    if metric.startswith("evaluations.") and name not in [evaluation(words)[0] for arm in arms for words in arm.evals]:
+      raise UserError(f"metric '{metric}' would be found by none of the study's evaluations: name one in evals, such as evals=['{name}'] with its flags.")
 
 
 def words_of(text: str, where: str) -> list[str]:
@@ -302,6 +335,8 @@ def evaluation(text: str) -> tuple[str, dict[str, str]]:
     match = re.fullmatch(r"--(\w+)=(.*)", word, re.DOTALL)
     if match is None or match[1] not in EVAL_FLAGS:
       raise UserError(f"evals: '{word}' after '{name}': write --NAME=VALUE.{nearest(word.partition('=')[0].lstrip('-'), EVAL_FLAGS)}")
+    if match[1] != "data" and not match[2].isdigit():
+      raise UserError(f"evals: '{word}' after '{name}': write a whole number.")
     flags[match[1]] = match[2]
   return name, flags
 

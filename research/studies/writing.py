@@ -141,7 +141,7 @@ def _mean(runs: Sequence[Run], metric: str) -> str:
   """Of runs that differ in their block alone, with the step where halving ended them."""
   if not runs or not all(run.settled for run in runs):
     return "–"
-  early = f" at step {runs[0].summary['step']:,}" if runs[0].state == "dropped" else ""
+  early = f" at step {runs[0].summary['step']:,}" if runs[0].state in ("dropped", "chosen") else ""
   return fixed(float(np.mean([run.found(metric) for run in runs])), 4) + early
 
 
@@ -197,7 +197,10 @@ def _lines(results: Results, key: str, budget: str, split: str) -> dict[str, lis
 
 def _marked(results: Results, scores: Scores, arms: Sequence[str]) -> set[str]:
   """Where there are too many arms for a picture: the baseline, the three best and the worst."""
-  means = {arm: row[np.isfinite(row)].mean() for arm, row in zip(results.arms, scores.values) if arm in arms and np.isfinite(row).any()}
+  if any(c is not None for c in scores.compared):  # by what they differ within blocks, for arms may lack blocks
+    means = {arm: 0.0 if c is None else c.difference.value for i, (arm, c) in enumerate(zip(results.arms, scores.compared)) if arm in arms and (c is not None or i == results.baseline)}
+  else:
+    means = {arm: row[np.isfinite(row)].mean() for arm, row in zip(results.arms, scores.values) if arm in arms and np.isfinite(row).any()}
   order = sorted(means, key=means.get, reverse=scores.better == "higher")
   return {results.study["decides"]["baseline"], *order[:3], *order[-1:]}
 
@@ -212,7 +215,7 @@ def _runs(results: Results) -> list[Block]:
   alarms = [f"`{run.arm}`, block {run.block} (`{run.folder}`): {text}" for _, runs in kinds for run in runs for text in run.summary.get("alarms", {}).values()]
   skipped = [f"`{run.arm}`, block {run.block} (`{run.folder}`): {run.summary['skipped']} updates were skipped" for _, runs in kinds for run in runs if run.summary.get("skipped")]
   blocks: list[Block] = [Heading("Runs")]
-  blocks.append(Table(["arm", "block", "state", "folder", ""], rows, 5, f"{_states(results)}. These count nowhere above.") if rows else Text(f"All {len(results.runs)} runs are done."))
+  blocks.append(Table(["arm", "block", "state", "folder", ""], rows, 5, f"{_states(results)}. None of these is among the scores that are compared.") if rows else Text(f"All {len(results.runs)} runs are done."))
   if alarms or skipped:
     blocks += [Text("Some runs gave an alarm:"), Items([*alarms, *skipped])]
   return blocks

@@ -146,9 +146,10 @@ def read_summary(workdir: str) -> dict[str, Any]:
   """What a run has left in `summary.json`; empty where it has left nothing yet."""
   try:
     with open(os.path.join(workdir, SUMMARY), encoding="utf-8") as file:
-      return json.load(file)
+      found = json.load(file)
   except (FileNotFoundError, ValueError):  # not there, or cut off by a full disk
     return {}
+  return found if isinstance(found, dict) else {}
 
 
 def _summary(run: Run, config: Any, workdir: str, step: int, work: float) -> dict[str, Any]:

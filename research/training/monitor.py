@@ -29,16 +29,19 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:
-  """The lines of a run's metrics; a last line cut off by a kill is left out."""
+  """The lines of a run's metrics, up to the first that is none: a last one may be cut off by a kill."""
   lines = []
   path = os.path.join(workdir, METRICS)
   if os.path.isfile(path):
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
       for line in file:
         try:
-          lines.append(json.loads(line))
+          found = json.loads(line)
         except ValueError:
           break
+        if not (isinstance(found, dict) and {"split", "step"} <= found.keys()):
+          break
+        lines.append(found)
   return lines
 
 

@@ -58,6 +58,14 @@ def test_a_table_of_a_sweep_has_a_line_an_arm():
     (lambda: random(4, {"a": [1, 2, 3]}), ["3 arms"]),
     (lambda: latin_hypercube(4, {"a": [1, 2]}), ["are the same"]),
     (lambda: LogUniform(0, 1), ["above 0"]),
+    (lambda: LogUniform(1e-2, 1e-4), ["LogUniform(0.01, 0.0001)", "the lower one first"]),
+    (lambda: Uniform("0", 1), ["Uniform('0', 1)", "two numbers"]),
+    (lambda: random(2, {"a": []}), ["space of 'a'"]),
+    (lambda: latin_hypercube(2, {"a": 3}), ["space of 'a'", "3"]),
+    (lambda: random(2, [1]), ["a space is a mapping"]),
+    (lambda: grid([("a", [1])]), ["levels are a mapping"]),
+    (lambda: fractional({"x": [0, 1], "y": [0, 1]}, "b=a"), ["'b' would be the same"]),
+    (lambda: fractional({k: [0, 1] for k in "wxyz"}, "c=ab", "d=-ba"), ["'c' would be the same"]),
     (lambda: fractional({"x": [0, 1], "y": [0, 1, 2]}, "b=a"), ["'y' has 3 levels"]),
     (lambda: fractional({"x": [0, 1], "y": [0, 1], "z": [0, 1]}, "d=ab"), ["'d=ab'", "a, b, c"]),
     (lambda: fractional({"x": [0, 1], "y": [0, 1], "z": [0, 1]}, "c"), ["'c'"]),
@@ -169,6 +177,19 @@ def test_a_search_goes_where_scores_are_good_and_has_no_state():
   assert asked == design.suggest(8, SPACE, [*told, (random(1, SPACE, seed=9)[0], math.nan)]) and [*asked[0]] == [*SPACE]
   assert sum(map(score, asked)) / 8 < sum(s for _, s in told) / 20 - 0.2
   assert sum(map(score, design.suggest(8, SPACE, told, better="higher"))) / 8 > sum(map(score, asked)) / 8
+
+
+def test_what_is_suggested_is_suggested_once():
+  pytest.importorskip("optuna")
+  space = {"shape": ["cosine", "linear"], "clip": [1.0, 0.5]}
+  told = [({"shape": shape, "clip": 1.0}, score) for shape, score in (("cosine", 2.0), ("linear", 1.0))]
+  found = design.suggest(16, space, told)
+  assert 1 <= len(found) <= 4 and found == design.unique(found)
+
+
+def test_what_lies_outside_a_space_is_named():
+  space = {"a": LogUniform(1e-4, 1e-2), "b": ["x", "y"]}
+  assert [design.outside(arm, space) for arm in ({"a": 1e-2, "b": "x"}, {"a": 1.0, "b": "x"}, {"a": 1e-3, "b": "z"}, {})] == [None, "a", "b", None]
 
 
 def test_nothing_but_the_standard_library_is_imported():

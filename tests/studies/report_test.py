@@ -347,6 +347,54 @@ def test_every_run_that_is_not_done_is_named_with_what_happened(tmp_path):
   assert str(tmp_path) not in text(tmp_path)
 
 
+def test_files_that_no_run_has_written_cost_that_run_alone(tmp_path):
+  fake.study(tmp_path, GRID[:2], blocks=range(5))
+  for place, (name, damaged) in enumerate([("metrics.jsonl", b"\xff\xfe\n"), ("metrics.jsonl", b"{}\n"), ("summary.json", b'{"a": 1}'), ("summary.json", b"[1]"), ("evaluations.json", b"[1]")]):
+    (tmp_path / "runs" / f"01{place:02x}" / name).write_bytes(damaged)
+  writing.write(str(tmp_path))
+  assert [row[1] for row in rows(tmp_path, "Arms")[1:]] == ["5", "2"]
+  assert {row[3]: row[2] for row in rows(tmp_path, "Runs")[1:]} == {f"`runs/010{place}`": "failed" for place in (2, 3, 4)}
+
+
+def pareto_points(folder, monkeypatch):
+  """What the picture of score against FLOPs shows: arm -> the three numbers."""
+  draw, shown = figures.pareto, {}
+
+  def pareto(path, points, *rest):
+    shown.update({point.name: tuple(point.score) for point in points})
+    draw(path, points, *rest)
+
+  monkeypatch.setattr(figures, "pareto", pareto)
+  writing.write(str(folder))
+  return shown
+
+
+def test_a_run_that_is_missing_moves_no_arm_by_what_its_block_does_to_all(tmp_path, monkeypatch):
+  arms = [{"model.width": width} for width in (64, 96, 128)]
+  fake.study(tmp_path, arms, score=lambda arm, block: 2 - 0.01 * arm["model.width"] / 64 + 10 * block, skip=[(1, 2)])
+  found = pareto_points(tmp_path, monkeypatch)
+  assert [found[f"width={width}"] for width in (64, 96, 128)] == pytest.approx([pytest.approx(value, abs=1e-9) for value in ((6.99,) * 3, (6.985,) * 3, (6.98,) * 3)])
+  assert "over the 2 of 3 blocks that all arms here have" in chapter(tmp_path, "Score against FLOPs")
+  table = rows(tmp_path, "Arms")
+  assert [row[1] for row in table[1:]] == ["3", "2", "3"]
+  fake.study(tmp_path / "apart", arms[:2], score=lambda arm, block: arm["model.width"] + block, blocks=(0, 1), skip=[(0, 0), (1, 1)])
+  pareto_points(tmp_path / "apart", monkeypatch)
+  assert "means of different blocks and do not compare" in chapter(tmp_path / "apart", "Score against FLOPs")
+
+
+def test_n_of_a_comparison_is_told_where_it_is_another(tmp_path):
+  fake.study(tmp_path, GRID[:2], skip=[(0, 2)])
+  writing.write(str(tmp_path))
+  assert [row[1] for row in rows(tmp_path, "Arms")[1:]] == ["2", "3 (2 paired)"] and "by which it is compared" in chapter(tmp_path, "Arms")
+
+
+def test_a_difference_that_is_the_same_in_every_block_is_shown_and_doubted(tmp_path):
+  fake.study(tmp_path, GRID[:2], blocks=(0, 1), score=lambda arm, block: 0.5 + 0.125 * (arm["model.width"] == 64) + 8 * block)
+  writing.write(str(tmp_path))
+  answer = re.search(r"\*\*Answer\.\*\* (.*)", text(tmp_path))[1]
+  assert "differs by −0.125 (−0.125 … −0.125)" in answer and "the same in each, so that no test can judge it" in answer
+
+
 def test_a_report_leaves_no_picture_of_a_former_state(tmp_path):
   fake.study(tmp_path, GRID[:2], blocks=[0])
   writing.write(str(tmp_path))
@@ -390,7 +438,7 @@ def test_numbers_are_written_as_a_person_reads_them():
   assert [document.fixed(x, 2, True) for x in (0.125, -0.126, -0.001, math.nan)] == ["+0.12", "−0.13", "0.00", "–"]
   assert document.fixed(-1.5, 1) == "−1.5" and document.range_of(-0.5, 2, 1) == "−0.5 … 2.0" and document.range_of(math.nan, math.nan, 1) == "–"
   assert [document.amount(x) for x in (0, 9999, 12345, 999999, 1.5e9, 2e25, math.nan, 0.5)] == ["0", "9,999", "12.35 k", "1 M", "1.5 G", "20 Y", "–", "0.5"]
-  assert [document.probability(p) for p in (1e-9, 0.0123, 1.0, math.nan)] == ["< 0.0001", "0.012", "1", "–"]
+  assert [document.probability(p) for p in (1e-9, 0.0123, 0.0496, 0.05, 0.0504, 0.04996, 1.0, math.nan)] == ["< 0.0001", "0.012", "0.0496", "0.05", "0.05", "0.04996", "1", "–"]
 
 
 def test_text_is_shown_as_it_stands_in_every_format():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -85,7 +86,6 @@ def test_a_two_factor_study_is_written_in_fifteen_lines(base, tmp_path):
     ({"base": "absent.py"}, ["no config file 'absent.py'"]),
     ({"tuning": Tuning((1.0, 2.0), key="optimizer.schedule.peka"), "arms": [{}]}, ["'optimizer.schedule.peka'", "Did you mean"]),
     ({"tuning": Tuning((1e-3, 2e-3))}, ["'optimizer.schedule.peak'", "tuning of the study decides it"]),
-    ({"tuning": Tuning((1e-3, 1e-3))}, ["tuning.values", "once"]),
     ({"tuning": Tuning((1e-3,), metric="valid.accuracy")}, ["'valid.accuracy'", "better='lower' or 'higher'"]),
     ({"arms": [{"name": "a", "after": "nowhere:b"}]}, ["'nowhere' is no folder of a study", "sweep that one first"]),
     ({"halving": Halving(), "metrics": {"evaluations.loss": "lower"}}, ["halving goes by 'evaluations.loss'", "such as valid.loss"]),
@@ -109,6 +109,21 @@ def test_a_two_factor_study_is_written_in_fifteen_lines(base, tmp_path):
     ({"metrics": {"vaild.loss": "lower"}}, ["'vaild.loss'", "Did you mean 'valid'?"]),
     ({"metrics": {"valid.loss": "down"}}, ["'down'", "'lower' or 'higher'"]),
     ({"arms": [{"model": configs.use("model.transformer")}]}, ["'model'", "no flag can say"]),
+    ({"arms": ({WIDTH: width} for width in (16, 32))}, ["arms are a list"]),
+    ({"arms": [{"name": "a\nb"}]}, ["'a\\nb'", "one line"]),
+    ({"arms": [{"name": ["a"]}]}, ["['a']", "one line"]),
+    ({"arms": [{"name": "a"}, {"name": "b", "after": 1}]}, ["after 1"]),
+    ({"arms": [{"evals": None}]}, ["evals=None", "baseline"]),
+    ({"evals": ("minimal_pairs --pairs=many",)}, ["'--pairs=many'", "whole number"]),
+    ({"metrics": {"evaluations.probing.accuracy": "higher"}}, ["'evaluations.probing.accuracy'", "evals=['probing']"]),
+    ({"metrics": {3: "lower"}}, ["metric 3"]),
+    ({"base": None}, ["base=None"]),
+    ({"seeds": 3.0}, ["seeds=3.0"]),
+    ({"steps": 10.5}, ["steps=10.5", "whole number"]),
+    ({"steps": None, "tokens": float("inf")}, ["tokens=inf"]),
+    ({"tuning": {"values": [1e-3]}}, ["write tuning=Tuning(…)"]),
+    ({"halving": 3}, ["write halving=Halving(…)"]),
+    ({"search": Search({PEAK: LogUniform(1e-4, 1e-2)}), "arms": [{PEAK: 1.0}]}, [f"'{PEAK}' is 1.0", "the search may take"]),
   ],
   ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )  # fmt: skip
@@ -116,6 +131,31 @@ def test_a_mistake_is_one_sentence_before_anything_runs(base, changes, parts):
   with pytest.raises(UserError) as error:
     check(Study(**{"question": "?", "base": base, "arms": ARMS, "steps": 2, **changes}))
   assert all(part in str(error.value) for part in parts) and "\n" not in str(error.value), error.value
+
+
+@pytest.mark.parametrize(
+  "make, parts",
+  [
+    (lambda: Tuning((1e-3, 1e-3)), ["tuning.values", "once"]),
+    (lambda: Tuning(1e-3), ["tuning.values=0.001", "list"]),
+    (lambda: Tuning([None, 1.0], "optimizer.clip"), ["optimizer.clip", "None", "an arm of its own"]),
+    (lambda: Tuning((1e-3, 2e-3), blocks=3), ["tuning.blocks=3"]),
+    (lambda: Halving(2.5), ["rungs=2.5"]),
+    (lambda: Search({PEAK: 1e-3}), [f"'{PEAK}'", "0.001"]),
+    (lambda: Search({}), ["a space is a mapping"]),
+    (lambda: Search({PEAK: LogUniform(1e-4, 1e-2)}, count=0), ["count=0"]),
+  ],
+)
+def test_a_mistake_in_a_part_of_a_study_is_one_sentence(make, parts):
+  with pytest.raises(UserError) as error:
+    make()
+  assert all(part in str(error.value) for part in parts), error.value
+
+
+def test_values_of_an_array_are_values(base):
+  study = Study("?", base, [{}], steps=2, tuning=Tuning(np.array([1e-3, 2e-3])))
+  check(study)
+  assert study.tuning.values == (1e-3, 2e-3) and {type(value) for value in study.tuning.values} == {float}
 
 
 @pytest.mark.parametrize("line, parts", [("Study(question='?', bsae='x', arms=[{}], steps=1)", ["line 4", "'bsae'"]), ("None", ["returns no study"])])
@@ -288,6 +328,29 @@ def test_keep_code_counts_what_only_other_code_has_made(ready_of, tmp_path, monk
   assert not before & {run.address for run in changed.runs()}
 
 
+def test_keep_code_still_counts_them_after_a_sweep_without_it(ready_of, tmp_path, monkeypatch, capsys):
+  root = str(tmp_path)
+  ready = ready_of(root)
+  stages.save(ready, {}, [])
+  before = [run.address for run in ready.runs()]
+  for run in ready.runs():
+    leave(run, root)
+  assert "earlier" not in json.loads((tmp_path / "study.json").read_text())
+  monkeypatch.setattr(address, "code_hash", lambda parts: "other code")
+  said = []
+  plain = Ready(ready.study, root, said.append)
+  for run in plain.runs():
+    os.makedirs(run.folder(root))
+  stages.save(plain, {}, [])
+  assert not set(before) & {run.address for run in plain.runs()} and [line for line in said if "--keep_code counts them" in line] == said[-1:]
+  assert [run["address"] for run in json.loads((tmp_path / "study.json").read_text())["earlier"]] == before
+  assert [run.address for run in ready_of(root, keep_code=True).runs()] == before
+  (tmp_path / "study.json").write_text("{")
+  assert len(ready_of(root).runs()) == len(before)
+  with pytest.raises(UserError, match="study.json' is damaged .* --keep_code"):
+    ready_of(root, keep_code=True)
+
+
 def test_keep_code_knows_the_runs_of_a_study_that_was_moved(ready_of, tmp_path, monkeypatch):
   here, there = str(tmp_path / "here"), str(tmp_path / "there")
   ready = ready_of(here, arms=AFTER)
@@ -334,7 +397,9 @@ def test_each_arm_is_tuned_by_the_one_rule_that_is_said(ready_of, tmp_path):
   chosen = choose(ready.study, found, ready.root, all_ended=True)
   assert chosen == {"width=16": 3e-3, "width=32": 1e-3}
   assert {(run.arm, run.overrides[PEAK]) for run in ready.runs(chosen)} == {("width=16", 3e-3), ("width=32", 1e-3)}
-  assert ready_of(**{**study, "tuning": Tuning((1e-3,))}).study.tuning_blocks == (2,)
+  for seeds in (2, 5):  # more seeds leave what was tuned as it is
+    assert ready_of(**{**study, "seeds": seeds, "tuning": Tuning((1e-3,))}).study.tuning_blocks == (1000,)
+  assert ready_of(**{**study, "seeds": (7, 1000), "tuning": Tuning((1e-3,))}).study.tuning_blocks == (1001,)
 
 
 def test_a_study_is_tuned_first_then_compared_and_an_arm_without_a_value_is_left_out(ready_of, tmp_path):
@@ -366,7 +431,7 @@ def test_a_study_is_tuned_first_then_compared_and_an_arm_without_a_value_is_left
 @pytest.mark.parametrize("loss", [2.5, float("nan")], ids=["failed", "diverged"])
 def test_a_value_loses_by_a_run_that_diverged_and_by_no_other_failure(ready_of, tmp_path, halving, loss):
   """It logged one more line, at another step than its last, and came no further."""
-  ready, said = ready_of(str(tmp_path), arms=[{WIDTH: 16}], steps=8, seeds=1, tuning=Tuning((1e-3, 3e-3), halving=halving)), []
+  ready, said = ready_of(str(tmp_path), arms=[{WIDTH: 16}], steps=8, seeds=1, tuning=Tuning((1e-3, 3e-3), blocks=(1,), halving=halving)), []
 
   def start(found):
     for run in found:
@@ -456,7 +521,7 @@ def test_a_sweep_stopped_within_a_rung_says_so_and_goes_no_further(ready_of, tmp
 
 def test_values_of_a_tuned_key_are_halved_and_the_last_one_left_need_not_go_on(ready_of, tmp_path):
   peaks = (1e-3, 3e-3, 2e-3, 1e-2)
-  ready = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], steps=8, seeds=1, tuning=Tuning(peaks, halving=Halving(rungs=3)))
+  ready = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], steps=8, seeds=1, tuning=Tuning(peaks, blocks=(1,), halving=Halving(rungs=3)))
   batches, said = [], []
   assert stages.sweep(ready, stand_in(ready, batches), said.append) == 0
   assert [{(peak, until) for _, peak, _, until in batch} for batch in batches] == [{(peak, 2) for peak in peaks}, {(1e-3, 4), (2e-3, 4)}, {(None, None)}]
@@ -466,6 +531,20 @@ def test_values_of_a_tuned_key_are_halved_and_the_last_one_left_need_not_go_on(r
   writing.write(str(tmp_path))
   text = pathlib.Path(tmp_path, "report.md").read_text()
   assert "| 3.1000 at step 4 | 5.1000 at step 2 | 4.1000 at step 4 | 12.1000 at step 2 |" in text and "All 2 runs are done" not in text
+  state = {(run.arm, run.plan["value"]): run.state for run in results.read(str(tmp_path)).tuning}
+  assert [state["width=16", peak] for peak in peaks] == ["chosen", "dropped", "dropped", "dropped"] and "| chosen | `runs/" in text
+
+
+def test_runs_that_went_past_a_rung_before_the_study_was_halved_are_told(ready_of, tmp_path):
+  ready, said = ready_of(str(tmp_path), arms=[{WIDTH: 16}, {WIDTH: 32}], seeds=1, steps=8, halving=Halving(rungs=2)), []
+
+  def start(found):
+    for run, until in zip(found, (None, found[1].until)):
+      leave(dataclasses.replace(run, until=until), ready.root, valid={"loss": 1.0}, stopped_by=None)
+    return Outcome(dict.fromkeys((run.address for run in found), DONE))
+
+  assert stages.sweep(ready, start, said.append) == 1
+  assert any("nothing is decided: width=16 · block 0 · to step 4 went further before the study was halved so" in line and "another folder" in line for line in said)
 
 
 def test_a_search_asks_for_more_arms_by_the_scores_of_those_before(ready_of, tmp_path, monkeypatch):
@@ -492,6 +571,15 @@ def test_a_search_asks_for_more_arms_by_the_scores_of_those_before(ready_of, tmp
   with pytest.raises(UserError, match=r"pip install -e '\.\[search\]'"):  # before anything is made ready
     stages.search(None, study, start)
   assert "suggested by Optuna's TPE" in pathlib.Path(tmp_path, "report.md").read_text()
+
+
+def test_the_arms_of_a_search_keep_their_names(ready_of, tmp_path, monkeypatch):
+  monkeypatch.setattr(stages.design, "suggest", lambda count, space, told, better, seed: [{PEAK: 2e-3, WIDTH: 32}])
+  monkeypatch.setattr(stages.design, "sampler_library", lambda: None)
+  study = Study("?", ready_of().study.base, [{PEAK: 1e-3, WIDTH: 16}, {PEAK: 4e-3, WIDTH: 16}], seeds=1, steps=2, baseline="peak=0.004", search=Search({PEAK: LogUniform(1e-4, 1e-2), WIDTH: [16, 32]}, rounds=1, count=1))
+  make = lambda study: Ready(study, str(tmp_path), quiet)
+  assert stages.search(make, study, lambda found: stand_in(ready_of(str(tmp_path)), [])(found), quiet) == 0
+  assert results.read(str(tmp_path)).arms == ["peak=0.001", "peak=0.004", "peak=0.002 width=32"]
 
 
 def test_an_arm_may_start_from_a_run_of_another_study_that_has_ended(ready_of, tmp_path):
@@ -522,6 +610,9 @@ def test_a_metric_is_found_in_what_a_run_has_left(ready_of, tmp_path):
   assert (of("valid.loss"), of("flops"), of("evaluations.minimal_pairs.overall"), of("evaluations.loss.scores.loss.value")) == (2.0, 5.0, 61.5, 3.0)
   assert of("evaluations.minimal_pairs of $RESEARCH_DATA/a.tar.gz.scores.overall.value") == 61.5
   assert of("valid.accuracy") is None and of("evaluations.tagging.f1") is None
+  for damaged in ('{"minimal', "[1]"):
+    pathlib.Path(run.folder(str(tmp_path)), "evaluations.json").write_text(damaged)
+    assert of("evaluations.minimal_pairs.overall") is None
   leave(run, str(tmp_path), valid={"loss": 2.0}, step=1)
   assert of("valid.loss") is None
 

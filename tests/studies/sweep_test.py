@@ -210,7 +210,10 @@ def test_a_run_that_another_process_writes_to_is_waited_for(stage):
         leave(other, stage.root)
         lock.close()
 
-    outcome, _ = local(stage, [mine, other], update=update)  # one at a time, and that is the other's
+    outcome, said = local(stage, [mine, other], update=update)  # one at a time, and that is the other's
+  assert "waits  width=1 · block 0: another process is at work on it" in said and "waits  width=2" not in said
+  stopped, told = launch.Outcome({"a": boards.ELSEWHERE, "b": DONE}, signal=2), []
+  assert stages.closing(stopped, told.append, "runs", True) == 130 and "1 of 2 runs are done" in told[0] and "1 that other processes train go on" in told[0]
   assert set(outcome.states.values()) == {DONE} and looks[:3] == [(boards.ELSEWHERE, WAITS)] * 3 and "start 1" not in stage.notes()
 
 
