@@ -257,7 +257,8 @@ def arms_of(study: Study) -> list[Arm]:
     if not isinstance(after, (str, type(None))):
       raise UserError(f"arm '{name}' starts after {after!r}: write the name of an arm above it.")
     if after not in (None, *names) and ":" in after:
-      folder, _, its = after.rpartition(":")
+      splits = [(after[: at.start()], after[at.end() :]) for at in re.finditer(":", after)]  # either may have colons
+      folder, its = next((split for split in splits if os.path.isfile(os.path.join(split[0], "study.json"))), splits[-1])
       if not os.path.isfile(os.path.join(folder, "study.json")):
         raise UserError(f"arm '{name}' starts after '{after}', but '{folder}' is no folder of a study: sweep that one first.")
       after, other = None, (folder, its)

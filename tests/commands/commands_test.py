@@ -72,8 +72,11 @@ def test_evaluate_a_masked_run(run, runs):
   summary = json.loads(pathlib.Path(runs["masked_lm"], "summary.json").read_text())
   found = json.loads(pathlib.Path(runs["masked_lm"], "evaluations.json").read_text())
   assert found["loss"]["scores"]["loss"]["value"] == pytest.approx(summary["valid"]["loss"], rel=1e-5)
+  kept = pathlib.Path(runs["masked_lm"], "evaluations.json")
+  kept.write_text(cut := kept.read_text()[:-9])
   status, out, _ = run(evaluate, f"--workdir={runs['masked_lm']}", "--evals=likelihood")
   assert status == 0 and "pseudo_perplexity" in out and "bits_per_byte" not in out
+  assert "evaluations.json.damaged' now" in out and kept.with_suffix(".json.damaged").read_text() == cut and json.loads(kept.read_text()).keys() == {"likelihood"}
 
 
 def test_evaluate_minimal_pairs(run, runs, fails, tmp_path):

@@ -591,6 +591,8 @@ def test_an_arm_may_start_from_a_run_of_another_study_that_has_ended(ready_of, t
   for run in first.runs():
     leave(run, first.root, valid={"loss": 1.0}, stopped_by=None)
   source = {run.block: run for run in first.runs() if run.arm == "width=32"}
+  (tmp_path / "a:b").symlink_to("first")
+  assert arms_of(Study("?", "x.py", [{"after": f"{tmp_path}/a:b:c:d"}], steps=1))[0].other == (f"{tmp_path}/a:b", "c:d")
   tuned = ready_of(str(tmp_path / "tuned"), arms=[{"name": "tuned", WIDTH: 32, "after": f"{tmp_path}/first:width=32"}], tuning=Tuning((1e-3, 3e-3), blocks=(0,)))
   batches: list = []
   assert stages.sweep(tuned, stand_in(tuned, batches), quiet) == 0 and [len(batch) for batch in batches] == [2, 2]
