@@ -192,10 +192,12 @@ class Ready:
     """The run of study.json that differs from this one in nothing but code, and in the folder of the study, which is part of where it starts from; of several the furthest."""
     found = []
     for old in self._old:
+      if old["code"] == run.code and not self._keep_code:
+        continue  # it has this run's address, if it is this run
       starts, config_hash = old["overrides"].get("init_from"), run.config_hash
       if run.after and starts and os.path.basename(starts) == run.after:
         config_hash = configs.digest(resolved(self.study, arm, {**changes, "init_from": starts})[1])
-      if (old["config_hash"], old["data_hash"]) == (config_hash, run.data_hash) and (self._keep_code or old["code"] != run.code):
+      if (old["config_hash"], old["data_hash"]) == (config_hash, run.data_hash):
         found.append(old)
     return max(found, key=self._reached, default=None)
 

@@ -130,7 +130,8 @@ class Study:
     for key in ("question", "hypothesis", "base", "baseline", "name"):
       if not isinstance(getattr(self, key), str):
         raise UserError(f"{key}={getattr(self, key)!r} of the study: write a text.")
-    if isinstance(self.arms, str) or not isinstance(self.arms, Sequence) or not all(isinstance(arm, Mapping) for arm in self.arms) or not isinstance(self.metrics, Mapping) or not isinstance(self.common, Mapping):
+    listed = isinstance(self.arms, Sequence) and all(isinstance(arm, Mapping) for arm in self.arms)
+    if not (listed and isinstance(self.metrics, Mapping) and isinstance(self.common, Mapping)):
       raise UserError("a study's arms are a list of mappings from config key to value; common is one such mapping, metrics one from metric to 'lower' or 'higher'.")
     budgets = [key for key in BUDGETS if getattr(self, key) is not None]
     if len(budgets) != 1:
