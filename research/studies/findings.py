@@ -197,13 +197,13 @@ def _distinct(planned: Sequence[analysis.Effect], confounded: design.Confounding
 
 
 def pareto(results: Results, scores: Scores) -> list[Block]:
-  scored = np.isfinite(scores.values)
-  rows = [i for i, arm in enumerate(results.arms) if scored[i].any() and math.isfinite(cost := results.total_flops(arm)) and cost > 0]
+  scored, spent = np.isfinite(scores.values), [results.total_flops(arm) for arm in results.arms]
+  rows = [i for i, cost in enumerate(spent) if scored[i].any() and math.isfinite(cost) and cost > 0]
   if len(rows) < 2:
     return []
   common = scored[rows].all(0)
   values = analysis.without_blocks(scores.values[rows][:, common]) if common.any() else scores.values[rows]
-  points = [figures.Point(results.arms[i], results.total_flops(results.arms[i]), Interval(np.nanmean(row), np.nanmin(row), np.nanmax(row))) for i, row in zip(rows, values)]
+  points = [figures.Point(results.arms[i], spent[i], Interval(np.nanmean(row), np.nanmin(row), np.nanmax(row))) for i, row in zip(rows, values)]
   costs = [point.x for point in points]
   if max(costs) / min(costs) - 1 <= EQUAL:
     return [Heading("Score against FLOPs"), Text(f"All arms cost the same FLOPs, {amount(max(costs))} a run to within {100 * EQUAL:.0f} %, so the table of arms is the whole of it.")]

@@ -130,7 +130,7 @@ def read(folder: str) -> Results:
     raise UserError(f"'{path}': what decides, '{study['decides']['metric']}', is none of its metrics.")
   tuning = study["tuning"] or {}
   decides, evals = study["decides"]["metric"], {arm["name"]: arm.get("evals") for arm in study["arms"]}
-  asked = lambda arm, metric: evals[arm] is None or not metric.startswith("evaluations.") or any(_about(metric, words) for words in evals[arm])
+  asked = lambda arm, metric: evals[arm] is None or not metric.startswith("evaluations.") or evaluation_of(metric) in [words.split()[0] for words in evals[arm]]
   runs = tuple(_run(folder, plan, decides if asked(plan["arm"], decides) else "step") for plan in study["runs"])
   return Results(folder, study, runs, tuple(_tuning(_run(folder, plan, tuning["metric"]), tuning["chosen"]) for plan in tuning.get("runs", ())))
 
@@ -142,9 +142,9 @@ def _tuning(run: Run, chosen: Mapping[str, Any]) -> Run:
   return dataclasses.replace(run, state="chosen", note=run.note.replace("halving ended it", "no other value was left"))
 
 
-def _about(metric: str, evaluation: str) -> bool:
-  """Whether `evaluations.NAME.…` is found by an evaluation, written as flags of research.evaluate."""
-  return re.split(r"[. ]", metric.removeprefix("evaluations."), maxsplit=1)[0] == evaluation.split()[0]
+def evaluation_of(metric: str) -> str:
+  """The name of the evaluation that finds a metric `evaluations.NAME.…`."""
+  return re.split(r"[. ]", metric.removeprefix("evaluations."), maxsplit=1)[0]
 
 
 def _json(path: str) -> Any:

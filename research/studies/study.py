@@ -42,6 +42,7 @@ from research.core.overrides import called, flag, load, split
 from research.studies import design
 from research.studies.design import Space
 from research.studies.document import shown
+from research.studies.results import evaluation_of
 
 if TYPE_CHECKING:
   from ml_collections import ConfigDict
@@ -309,8 +310,7 @@ def check(study: Study) -> None:
     if study.search and (key := design.outside(arm.overrides, study.search.space)):
       raise UserError(f"'{key}' is {arm.overrides[key]!r} for arm '{arm.name}', which is none of the values that the search may take ({study.search.space[key]}).")
   for metric in (*study.metrics, *([study.tuning.metric] if study.tuning and study.tuning.metric else [])):
-    name = re.split(r"[. ]", metric.removeprefix("evaluations."), maxsplit=1)[0]
-    if metric.startswith("evaluations.") and name not in [evaluation(words)[0] for arm in arms for words in arm.evals]:
+    if metric.startswith("evaluations.") and (name := evaluation_of(metric)) not in [evaluation(words)[0] for arm in arms for words in arm.evals]:
       raise UserError(f"metric '{metric}' would be found by none of the study's evaluations: name one in evals, such as evals=['{name}'] with its flags.")
 
 

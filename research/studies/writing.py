@@ -197,12 +197,10 @@ def _lines(results: Results, key: str, budget: str, split: str) -> dict[str, lis
 
 def _marked(results: Results, scores: Scores, arms: Sequence[str]) -> set[str]:
   """Where there are too many arms for a picture: the baseline, the three best and the worst."""
-  if any(c is not None for c in scores.compared):  # by what they differ within blocks, for arms may lack blocks
-    means = {arm: 0.0 if c is None else c.difference.value for i, (arm, c) in enumerate(zip(results.arms, scores.compared)) if arm in arms and (c is not None or i == results.baseline)}
-  else:
-    means = {arm: row[np.isfinite(row)].mean() for arm, row in zip(results.arms, scores.values) if arm in arms and np.isfinite(row).any()}
-  order = sorted(means, key=means.get, reverse=scores.better == "higher")
-  return {results.study["decides"]["baseline"], *order[:3], *order[-1:]}
+  baseline = results.study["decides"]["baseline"]
+  less = {baseline: 0.0, **{arm: c.difference.value for arm, c in zip(results.arms, scores.compared) if c is not None}}  # within blocks, for an arm may lack some
+  order = sorted((arm for arm in arms if arm in less), key=less.get, reverse=scores.better == "higher")
+  return {baseline, *order[:3], *order[-1:]}
 
 
 # --- runs and records --------------------------------------------------------------------------------------------------------

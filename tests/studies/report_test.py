@@ -17,7 +17,7 @@ from scipy import stats
 
 from research import report
 from research.core.errors import UserError
-from research.studies import design, document, figures, results, writing
+from research.studies import design, document, figures, findings, results, writing
 from tests.studies import fake
 
 GRID = design.grid({"optimizer.schedule.peak": [1e-3, 3e-3, 1e-2], "model.width": [64, 128]})
@@ -380,6 +380,14 @@ def test_a_run_that_is_missing_moves_no_arm_by_what_its_block_does_to_all(tmp_pa
   fake.study(tmp_path / "apart", arms[:2], score=lambda arm, block: arm["model.width"] + block, blocks=(0, 1), skip=[(0, 0), (1, 1)])
   pareto_points(tmp_path / "apart", monkeypatch)
   assert "means of different blocks and do not compare" in chapter(tmp_path / "apart", "Score against FLOPs")
+
+
+def test_arms_are_marked_by_what_they_differ_within_blocks(tmp_path):
+  arms = [{"model.width": width} for width in (64, 96, 128, 160, 192, 224)]
+  fake.study(tmp_path, arms, score=lambda arm, block: 2 - arm["model.width"] / 1000 + 10 * block, skip=[(5, 0)])  # the best one lacks the block in which all are good
+  found = results.read(str(tmp_path))
+  assert writing._marked(found, findings.scores_of(found, "valid.loss", "lower"), found.arms) == {f"width={width}" for width in (64, 160, 192, 224)}
+  assert writing._marked(found, findings.scores_of(found, "valid.accuracy", "higher"), found.arms[:2]) == {"width=64", "width=96"}
 
 
 def test_n_of_a_comparison_is_told_where_it_is_another(tmp_path):

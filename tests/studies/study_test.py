@@ -328,7 +328,7 @@ def test_keep_code_counts_what_only_other_code_has_made(ready_of, tmp_path, monk
   assert not before & {run.address for run in changed.runs()}
 
 
-def test_keep_code_still_counts_them_after_a_sweep_without_it(ready_of, tmp_path, monkeypatch, capsys):
+def test_keep_code_still_counts_them_after_a_sweep_without_it(ready_of, tmp_path, monkeypatch):
   root = str(tmp_path)
   ready = ready_of(root)
   stages.save(ready, {}, [])
